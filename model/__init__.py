@@ -1,0 +1,1 @@
+"""From StepInput to StepOutput: weights, compiled steps, the runner."""

@@ -1,0 +1,213 @@
+"""What crosses between ``scheduler/`` and ``model/``: numpy values and one protocol, no jax.
+
+A step is one compiled program run once. ``decode`` carries one token for each of R rows; ``mixed``
+carries up to T tokens on one axis: decode rows first, then at most ``max_pieces`` prompt pieces,
+each beginning at a multiple of ``tile``; ``score`` carries one prompt piece and yields the log
+probability of every token in it. Page 0 and slot 0 are targets for padding and belong to nobody.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+PageId = NewType("PageId", int)
+SlotId = NewType("SlotId", int)
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+
+MAX_LOGIT_BIAS = 300
+MAX_STOP_IDS = 8
+MAX_TOP_LOGPROBS = 20
+FROM_DEVICE = -1
+"""As a token id: take the slot's last sampled token, which has not left the device yet."""
+
+
+class Family(StrEnum):
+    """Kinds of compiled step."""
+
+    DECODE = "decode"
+    MIXED = "mixed"
+    SCORE = "score"
+
+
+class Variant(StrEnum):
+    """``lean`` samples by temperature, top-k, top-p and min-p; ``full`` can do all the rest too."""
+
+    LEAN = "lean"
+    FULL = "full"
+
+
+@dataclass(slots=True, frozen=True)
+class Shapes:
+    """The ladders of padded sizes, as the runner offers them. Plain integers."""
+
+    decode_rows: tuple[int, ...]
+    """R of each ``decode`` program, ascending; the last is at least ``max_rows``."""
+    mixed_tokens: tuple[int, ...]
+    """T of each ``mixed`` program, ascending; the last is the token budget of a step."""
+    score_tokens: int
+    """T of the ``score`` program."""
+    max_rows: int
+    """Requests that may run at once. A mixed step has min(max_rows, T) decode rows."""
+    max_pieces: int
+    """Prompt pieces of one mixed step."""
+    tile: int
+    """Prompt pieces begin at multiples of this on the token axis; it divides every T."""
+    page_size: int
+    pages_per_row: int
+    """Width of the page table: pages of a request as long as the context."""
+    vocab_size: int
+
+    def rows(self, family: Family, size: int) -> int:
+        """Number of rows of the program ``family`` of ``size`` (R for decode, T otherwise)."""
+        if family is Family.DECODE:
+            return size
+        if family is Family.SCORE:
+            return 1
+        return min(self.max_rows, size) + self.max_pieces
+
+
+@dataclass(slots=True, frozen=True)
+class CountRow:
+    """Token counts that rebuild one slot's penalty state at admission.
+
+    ``ids`` are distinct; ``prompt`` and ``output`` say how often each occurs there.
+    """
+
+    slot: int
+    ids: Int32
+    prompt: Int32
+    output: Int32
+
+
+@dataclass(slots=True, frozen=True)
+class Sampling:
+    """Sampling parameters by row, padded to R rows; padding rows hold neutral values."""
+
+    temperature: Float32
+    """float32[R]; 0 means the exact argmax."""
+    top_k: Int32
+    """int32[R]; 0 means off."""
+    top_p: Float32
+    min_p: Float32
+    seed: NDArray[np.uint32]
+    """uint32[R]; with the position of the sampled token it determines the draw."""
+
+
+@dataclass(slots=True, frozen=True)
+class FullSampling:
+    """What only the ``full`` variant reads, padded to R rows; neutral where a row does not ask."""
+
+    repetition: Float32
+    frequency: Float32
+    presence: Float32
+    bias_ids: Int32
+    """int32[R, MAX_LOGIT_BIAS]; -1 is padding."""
+    bias: Float32
+    """float32[R, MAX_LOGIT_BIAS]."""
+    banned_ids: Int32
+    """int32[R, 2 * MAX_STOP_IDS]: ids masked now (EOS and stop ids below ``min_new_tokens``); -1 is padding."""
+    bitmask: Int32
+    """int32[R, ceil(vocab / 32)] of allowed tokens, bit i of word w being token 32 w + i; -1 allows all."""
+    top_logprobs: Int32
+    """int32[R]; how many best tokens the row wants (0 to MAX_TOP_LOGPROBS); the chosen one is always scored."""
+
+
+@dataclass(slots=True, frozen=True)
+class StepInput:
+    """Everything one step needs, padded to a program of the ladder.
+
+    Row r < ``num_decode`` of a mixed step has its single token at index r of the token axis; piece p is
+    row ``min(max_rows, T) + p``. In a decode step row r has token r. In a score step row 0 is the piece.
+    """
+
+    step: int
+    family: Family
+    variant: Variant
+    size: int
+    """R of a decode program, T of the others."""
+    num_decode: int
+    num_tokens: int
+    """Tokens that are not padding."""
+    tokens: Int32
+    """int32[T]; FROM_DEVICE takes ``last_token[slot]``; padding is 0."""
+    slots: Int32
+    """int32[R]; 0 is padding."""
+    starts: Int32
+    """int32[R]: tokens of the row whose KV is in the pool before this step."""
+    lengths: Int32
+    """int32[R]: tokens of the row in this step; 0 is padding."""
+    offsets: Int32
+    """int32[R]: index of the row's first token on the token axis."""
+    sample: NDArray[np.bool_]
+    """bool[R]: whether the row's last token yields a sampled one."""
+    page_tables: tuple[Int32, ...]
+    """By page group, int32[R, pages_per_row]; 0 is padding."""
+    sampling: Sampling
+    full: FullSampling | None
+    """Given exactly when ``variant`` is ``full``."""
+    counts: tuple[CountRow, ...] = ()
+    """Rows whose penalty state is rebuilt before the step; ``full`` only."""
+    targets: Int32 | None = None
+    """int32[T], ``score`` only: the token that follows each position; -1 is padding."""
+
+
+@dataclass(slots=True, frozen=True)
+class StepOutput:
+    """What a step gives back, by row of its ``StepInput``; rows that do not sample hold garbage."""
+
+    tokens: Int32
+    """int32[R]."""
+    logprobs: Float32 | None = None
+    """float32[R]: of the chosen token, from the raw distribution (``full``); [T] of the targets (``score``)."""
+    top_ids: Int32 | None = None
+    """int32[R or T, MAX_TOP_LOGPROBS], best first."""
+    top_logprobs: Float32 | None = None
+
+
+class StepHandle(Protocol):
+    """A launched step."""
+
+    def ready(self) -> bool:
+        """Whether ``result`` would return at once. Never blocks."""
+        ...
+
+    def result(self) -> StepOutput:
+        """Wait for the step and copy its output to the host. The only blocking read of the engine."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class CompileReport:
+    """One program that became ready."""
+
+    family: Family
+    variant: Variant
+    size: int
+    seconds: float
+    from_cache: bool
+
+
+class Runner(Protocol):
+    """The model as the scheduler sees it."""
+
+    @property
+    def shapes(self) -> Shapes:
+        """The ladders."""
+        ...
+
+    def launch(self, step: StepInput) -> StepHandle:
+        """Start one step. Never blocks on the device."""
+        ...
+
+    def compiled_late(self) -> int:
+        """Number of programs that had to be compiled on the engine's thread after ready."""
+        ...
+
+
+CompileListener = Callable[[CompileReport], None]

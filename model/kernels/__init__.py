@@ -1,0 +1,1 @@
+"""Hand-written kernels, each with a plain reference twin."""

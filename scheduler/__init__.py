@@ -1,0 +1,1 @@
+"""Who runs next, and which page belongs to whom. Host only."""

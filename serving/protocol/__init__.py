@@ -1,0 +1,1 @@
+"""Wire formats of the public HTTP API."""
