@@ -77,6 +77,8 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=
     """Continue a prompt. Exactly one terminal answer follows: Finished or Rejected."""
 
     rid: Rid
+    group: Rid | None = None
+    """The id by which the client knows it; the choices of one call share it."""
     prompt: Annotated[list[Token], Meta(min_length=1, max_length=2**24)]
     params: SamplingParams
     stream: bool = True
@@ -87,7 +89,7 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=
 
 
 class Abort(Struct, frozen=True, kw_only=True, tag="abort"):
-    """End a request, wherever it is. Unknown ids are ignored."""
+    """End every request whose ``rid`` or ``group`` is exactly this, wherever it is. Unknown ids are ignored."""
 
     rid: Rid
 
