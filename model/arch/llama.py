@@ -1,0 +1,55 @@
+"""The Llama family: Llama (SmolLM2, Llama 3), Mistral, Qwen2 (biases), Qwen3 (head norms)."""
+
+import jax
+from flax import nnx
+
+from model.layers.attention import Attend, Attention
+from model.layers.linear import matmul
+from model.layers.mlp import GatedMLP
+from model.layers.norm import RMSNorm
+from model.layers.parameter import weight
+from model.kv_pool import Pool
+from model.spec import ModelSpec
+from sharding.heads import HeadLayout
+
+
+class Block(nnx.Module):
+    """One transformer layer, normalised before attention and before the feed-forward."""
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, dtype: str) -> None:
+        self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.attention = Attention(spec, layout, shards, dtype)
+        self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.mlp = GatedMLP(spec, shards, dtype)
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``x`` float32[T, hidden] after the layer, and the layer's new K and V arrays."""
+        attended = self.attention(self.attention_norm(x), cos, sin, pool, attend)
+        x = x + attended.out
+        return x + self.mlp(self.mlp_norm(x)), attended.k, attended.v
+
+
+class Llama(nnx.Module):
+    """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str) -> None:
+        self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        self.blocks = nnx.List([Block(spec, layout, shards, dtype) for _ in range(spec.num_layers)])
+        self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        # a tied head is a copy: XLA's CPU back end converts a transposed one to float32 in every step (54 ms)
+        self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: Pool, attend: Attend
+    ) -> tuple[jax.Array, Pool]:
+        """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool."""
+        ks, vs = list(pool.k), list(pool.v)
+        for i, block in enumerate(self.blocks):
+            x, ks[i], vs[i] = block(x, cos, sin, (ks[i], vs[i]), attend)
+        return self.final_norm(x), Pool(tuple(ks), tuple(vs))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[R, vocab] from hidden states of the rows."""
+        return matmul(hidden, self.head[...])

@@ -1,0 +1,98 @@
+"""The attention back end of one step: writes the step's keys and values, then attends, inside one ``shard_map``."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from model.batch import Batch, Program
+from model.interface import Family, Shapes
+from model.kv_pool import POOL_AXES, write
+from model.layers.attention import Attend, AttendedLayer
+from model.layers.paged_xla import Blocking, Tiles, attend_pieces, attend_rows
+from model.positions import Positions
+from sharding.axes import partition
+
+BLOCK_TOKENS = 64
+
+
+@dataclass(slots=True, frozen=True)
+class Backend:
+    """What is fixed when a program is traced."""
+
+    mesh: Mesh
+    shapes: Shapes
+
+    def blocking(self) -> Blocking:
+        """Blocks of about BLOCK_TOKENS keys."""
+        pages = min(max(1, BLOCK_TOKENS // self.shapes.page_size), self.shapes.pages_per_row)
+        return Blocking(self.shapes.page_size, pages, self.shapes.tile)
+
+    def attend(self, program: Program, batch: Batch, where: Positions) -> Attend:
+        """The ``Attend`` of one step of ``program``."""
+        blocking = self.blocking()
+        table = pad_table(batch.page_table, blocking.block_pages)
+        decode = decode_rows(program, self.shapes)
+        pieces = None if program.family is Family.DECODE else locate_tiles(batch, where, decode, blocking.tile)
+        length = batch.starts + batch.lengths
+        local = partial(layer, decode=decode, blocking=blocking)
+        heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
+        sharded = jax.shard_map(
+            local,
+            mesh=self.mesh,
+            in_specs=(heads, heads, heads, pool, pool, whole, whole, whole, whole),
+            out_specs=(heads, pool, pool),
+            check_vma=False,
+        )
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array) -> AttendedLayer:
+            return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, table, length, where, pieces))
+
+        return attend
+
+
+def decode_rows(program: Program, shapes: Shapes) -> int:
+    """Rows of the program's decode part."""
+    rows = shapes.rows(program.family, program.size)
+    return {Family.DECODE: rows, Family.SCORE: 0, Family.MIXED: rows - shapes.max_pieces}[program.family]
+
+
+def pad_table(table: jax.Array, multiple: int) -> jax.Array:
+    """Page table whose width is a multiple of the block, padded with page 0."""
+    return jnp.pad(table, ((0, 0), (0, -table.shape[1] % multiple)))
+
+
+def locate_tiles(batch: Batch, where: Positions, decode: int, tile: int) -> Tiles:
+    """The tiles that hold prompt pieces."""
+    used = batch.lengths[decode:] > 0
+    begin = jnp.where(used, batch.offsets[decode:], batch.tokens.shape[0])
+    end = jnp.where(used, batch.offsets[decode:] + batch.lengths[decode:], 0)
+    return Tiles(jnp.min(begin) // tile, (jnp.max(end) + tile - 1) // tile, where.row, where.position)
+
+
+def layer(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    pool_k: jax.Array,
+    pool_v: jax.Array,
+    table: jax.Array,
+    length: jax.Array,
+    where: Positions,
+    pieces: Tiles | None,
+    *,
+    decode: int,
+    blocking: Blocking,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer on one shard."""
+    pool_k = write(pool_k, where.page, where.offset, k)
+    pool_v = write(pool_v, where.page, where.offset, v)
+    if pieces is None:
+        return attend_rows(q, pool_k, pool_v, table, length, blocking), pool_k, pool_v
+    out = jnp.zeros(q.shape, jnp.float32)
+    if decode:
+        rows = attend_rows(q[:decode], pool_k, pool_v, table[:decode], length[:decode], blocking)
+        out = jax.lax.dynamic_update_slice_in_dim(out, rows, 0, axis=0)
+    return attend_pieces(out, q, pool_k, pool_v, table, pieces, blocking), pool_k, pool_v

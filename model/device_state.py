@@ -1,0 +1,58 @@
+"""The one donated value that every step takes and gives back."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from model.interface import Shapes
+from model.kv_pool import Pool, pool_shape, pool_sharding
+from model.spec import ModelSpec
+from model.vocabulary import padded_vocab
+from sharding.axes import named
+from sharding.heads import HeadLayout
+from sharding.mesh import tensor_size
+
+
+class Counts(NamedTuple):
+    """Penalty state by slot: how often each token occurs."""
+
+    prompt: jax.Array
+    """int16[slots, padded vocab], sharded over the vocabulary."""
+    output: jax.Array
+    """int16[slots, padded vocab]."""
+
+
+class DeviceState(NamedTuple):
+    """What lives on the device between steps."""
+
+    pool: Pool
+    last_token: jax.Array
+    """int32[slots]: the last sampled token of each slot; slot 0 is padding."""
+    counts: Counts
+
+
+def state_shapes(
+    spec: ModelSpec, layout: HeadLayout, shapes: Shapes, num_pages: int, dtype: str, mesh: Mesh
+) -> DeviceState:
+    """The state as shapes with shardings; ``num_pages`` counts page 0 too."""
+    slots = shapes.max_rows + 1
+    page = jax.ShapeDtypeStruct(
+        *pool_shape(num_pages, layout.num_kv_heads, shapes.page_size, spec.head_dim, dtype),
+        sharding=pool_sharding(mesh),
+    )
+    layers = tuple(page for _ in range(spec.num_layers))
+    vocab = padded_vocab(spec.vocab_size, tensor_size(mesh))
+    counts = jax.ShapeDtypeStruct((slots, vocab), jnp.int16, sharding=named(mesh, (None, "vocab")))
+    last = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=named(mesh, (None,)))
+    return DeviceState(Pool(layers, layers), last, Counts(counts, counts))
+
+
+def allocate(shapes: DeviceState) -> DeviceState:
+    """Zeroed arrays of these shapes, each made where it lives."""
+
+    def zeros(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.zeros(leaf.shape, leaf.dtype, device=leaf.sharding)
+
+    return jax.tree.map(zeros, shapes)

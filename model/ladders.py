@@ -1,0 +1,38 @@
+"""The padded sizes of a start configuration: a pure function of its limits."""
+
+from model.interface import Shapes
+
+MAX_PIECES = 4
+TILE = 32
+SCORE_TOKENS = 64
+
+
+def rungs(first: int, factor: int, last: int) -> tuple[int, ...]:
+    """``first``, ``first * factor`` … below ``last``, then ``last``."""
+    sizes = []
+    size = first
+    while size < last:
+        sizes.append(size)
+        size *= factor
+    return (*sizes, last)
+
+
+def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length: int, vocab_size: int) -> Shapes:
+    """Ladders 2, 8, 32 … rows and 64, 256, 1024 … tokens.
+
+    A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
+    one of two rows. The token ladder ends where decode rows and a tile of prompt fit, or at the step's budget.
+    """
+    budget = max(chunk_tokens, -(-max_rows // TILE) * TILE + TILE)
+    budget = -(-budget // TILE) * TILE
+    return Shapes(
+        decode_rows=rungs(2, 4, max(2, max_rows)),
+        mixed_tokens=rungs(64, 4, max(64, budget)),
+        score_tokens=SCORE_TOKENS,
+        max_rows=max_rows,
+        max_pieces=MAX_PIECES,
+        tile=TILE,
+        page_size=page_size,
+        pages_per_row=-(-context_length // page_size),
+        vocab_size=vocab_size,
+    )

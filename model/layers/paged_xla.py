@@ -1,0 +1,163 @@
+"""Attention over the paged pool in plain XLA: loops over blocks of pages with an online softmax.
+
+The trip count is read from the batch, so context is no dimension of the compiled program and a long context costs
+only the rows that have one (measured: 27 ms against 70 ms for one gather per context bucket, 32 rows at 256 tokens).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from model.kv_pool import from_words
+from model.layers.attention import neutral
+
+
+@dataclass(slots=True, frozen=True)
+class Blocking:
+    """How the loops cut their work."""
+
+    page_size: int
+    block_pages: int
+    """Pages of keys in one turn of the loop."""
+    tile: int
+    """Queries of a prompt piece in one turn."""
+
+
+class Softmax(NamedTuple):
+    """A softmax-weighted sum in the making (Milakov and Gimelshein, 2018)."""
+
+    top: jax.Array
+    """float32[N, kv, Q]: largest score so far."""
+    total: jax.Array
+    """float32[N, kv, Q]: sum of exponentials below ``top``."""
+    acc: jax.Array
+    """float32[N, kv, Q, head_dim]."""
+
+
+def start(n: int, kv: int, queries: int, head_dim: int) -> Softmax:
+    shape = (n, kv, queries)
+    return Softmax(
+        jnp.full(shape, neutral(jnp.dtype("float32")), jnp.float32),
+        jnp.zeros(shape, jnp.float32),
+        jnp.zeros((*shape, head_dim), jnp.float32),
+    )
+
+
+def fold(state: Softmax, scores: jax.Array, values: jax.Array) -> Softmax:
+    """Take in scores float32[N, kv, Q, S] (masked ones ``neutral``) and values [N, kv, S, head_dim]."""
+    top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
+    scale = jnp.exp(state.top - top)
+    weights = jnp.exp(scores - top[..., None])
+    total = state.total * scale + jnp.sum(weights, axis=-1)
+    gained = jnp.einsum("nkqs,nksd->nkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return Softmax(top, total, state.acc * scale[..., None] + gained)
+
+
+def finish(state: Softmax) -> jax.Array:
+    """float32[N, kv, Q, head_dim]; rows that saw no key hold zeros."""
+    return state.acc / jnp.maximum(state.total, 1e-30)[..., None]
+
+
+def gather_block(pool: jax.Array, pages: jax.Array) -> jax.Array:
+    """Keys or values of ``pages`` int32[N, n] as [N, kv, n * page_size, head_dim].
+
+    The pool is viewed as [pages * kv, page_size, words], so that the gather lands in the order that the product reads;
+    gathering [pages, kv, ...] and transposing cost 24 of 61 ms a step at 32 rows.
+    """
+    count, kv, page_size, words = pool.shape
+    index = pages[:, None, :] * kv + jnp.arange(kv, dtype=jnp.int32)[None, :, None]
+    taken = pool.reshape(count * kv, page_size, words)[index]
+    # shape: [N, kv, n, page_size, words] -> [N, kv, n * page_size, words]
+    return from_words(taken.reshape(*index.shape[:2], index.shape[2] * page_size, words))
+
+
+def attend_rows(
+    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, length: jax.Array, blocking: Blocking
+) -> jax.Array:
+    """One query a row: ``q`` float32[R, heads, head_dim] over the first ``length`` int32[R] positions of each row."""
+    rows, heads, head_dim = q.shape
+    kv = pool_k.shape[1]
+    span = blocking.block_pages * blocking.page_size
+    # shape: [R, kv, heads / kv, head_dim]
+    grouped = q.reshape(rows, kv, heads // kv, head_dim)
+
+    def turn(block: jax.Array, state: Softmax) -> Softmax:
+        pages = jax.lax.dynamic_slice_in_dim(table, block * blocking.block_pages, blocking.block_pages, axis=1)
+        keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
+        scores = jnp.einsum("nkqd,nksd->nkqs", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+        seen = block * span + jnp.arange(span, dtype=jnp.int32)[None, :] < length[:, None]
+        return fold(state, jnp.where(seen[:, None, None, :], scores, neutral(scores.dtype)), values)
+
+    turns = (jnp.max(length) + span - 1) // span
+    state = jax.lax.fori_loop(0, turns, turn, start(rows, kv, heads // kv, head_dim))
+    return finish(state).reshape(rows, heads, head_dim)
+
+
+def attend_tile(
+    q: jax.Array,
+    pool_k: jax.Array,
+    pool_v: jax.Array,
+    pages: jax.Array,
+    position: jax.Array,
+    last: jax.Array,
+    blocking: Blocking,
+) -> jax.Array:
+    """Consecutive queries of one row, causally: ``q`` float32[tile, heads, head_dim] at ``position`` int32[tile].
+
+    ``pages`` int32[W] is the row's page table, ``last`` the highest position that any query may see.
+    """
+    tile, heads, head_dim = q.shape
+    kv = pool_k.shape[1]
+    group, span = heads // kv, blocking.block_pages * blocking.page_size
+    # shape: [tile, kv, group, head_dim] -> [1, kv, group * tile, head_dim]
+    grouped = q.reshape(tile, kv, group, head_dim).transpose(1, 2, 0, 3).reshape(1, kv, group * tile, head_dim)
+
+    def turn(block: jax.Array, state: Softmax) -> Softmax:
+        some = jax.lax.dynamic_slice_in_dim(pages, block * blocking.block_pages, blocking.block_pages)[None]
+        keys, values = gather_block(pool_k, some), gather_block(pool_v, some)
+        scores = jnp.einsum("nkqd,nksd->nkqs", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+        seen = block * span + jnp.arange(span, dtype=jnp.int32)[None, :] <= position[:, None]
+        mask = jnp.broadcast_to(seen[None], (group, tile, span)).reshape(1, 1, group * tile, span)
+        return fold(state, jnp.where(mask, scores, neutral(scores.dtype)), values)
+
+    state = jax.lax.fori_loop(0, last // span + 1, turn, start(1, kv, group * tile, head_dim))
+    out = finish(state).reshape(kv, group, tile, head_dim)
+    return out.transpose(2, 0, 1, 3).reshape(tile, heads, head_dim)
+
+
+class Tiles(NamedTuple):
+    """Where the prompt pieces lie on the token axis, in tiles."""
+
+    first: jax.Array
+    """int32: first tile that belongs to a piece."""
+    end: jax.Array
+    """int32: one past the last."""
+    row: jax.Array
+    """int32[T]: row of each entry, -1 for padding."""
+    position: jax.Array
+    """int32[T]."""
+
+
+def attend_pieces(
+    out: jax.Array,
+    q: jax.Array,
+    pool_k: jax.Array,
+    pool_v: jax.Array,
+    table: jax.Array,
+    tiles: Tiles,
+    blocking: Blocking,
+) -> jax.Array:
+    """Fill ``out`` float32[T, heads, head_dim] for the entries of prompt pieces, tile by tile."""
+    size = blocking.tile
+
+    def turn(tile: jax.Array, out: jax.Array) -> jax.Array:
+        at = tile * size
+        row = tiles.row[at]
+        position = jax.lax.dynamic_slice_in_dim(tiles.position, at, size)
+        queries = jax.lax.dynamic_slice_in_dim(q, at, size)
+        done = attend_tile(queries, pool_k, pool_v, table[jnp.maximum(row, 0)], position, jnp.max(position), blocking)
+        return jax.lax.dynamic_update_slice_in_dim(out, done, at, axis=0)
+
+    return jax.lax.fori_loop(tiles.first, tiles.end, turn, out)

@@ -1,0 +1,41 @@
+"""Rotary position embeddings (Su et al., 2021), with Llama 3's frequency scaling."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from model.spec import ModelSpec, RopeScaling
+
+
+def frequencies(spec: ModelSpec) -> np.ndarray:
+    """Inverse wavelengths, float32[head_dim / 2], in radians a position."""
+    exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
+    plain = spec.rope_theta**-exponent
+    return (plain if spec.rope_scaling is None else scaled(plain, spec.rope_scaling)).astype(np.float32)
+
+
+def scaled(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
+    """Stretch long wavelengths by ``factor``, keep short ones, blend between (Llama 3.1)."""
+    wavelength = 2 * math.pi / plain
+    low = scaling.original_context / scaling.low_freq_factor
+    high = scaling.original_context / scaling.high_freq_factor
+    smooth = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    blended = (1 - smooth) * plain / scaling.factor + smooth * plain
+    return np.where(wavelength > low, plain / scaling.factor, np.where(wavelength < high, plain, blended))
+
+
+def rotations(position: jax.Array, inverse: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines, float32[T, head_dim / 2], of ``position`` int32[T]."""
+    angle = position.astype(jnp.float32)[:, None] * jnp.asarray(inverse)[None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotate ``x`` float32[T, heads, head_dim], the halves of the head paired as Hugging Face pairs them."""
+    first, second = jnp.split(x, 2, axis=-1)
+    c, s = cos[:, None, :], sin[:, None, :]
+    return jnp.concatenate([first * c - second * s, second * c + first * s], axis=-1)

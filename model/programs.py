@@ -1,0 +1,151 @@
+"""The programs of a start configuration: which there are, and compiling them ahead of time on threads."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from model.batch import Program, buffer_size
+from model.device_state import DeviceState
+from model.interface import CompileListener, CompileReport, Family, Shapes, Variant
+from model.registry import Blueprint
+from model.steps import build_step, jitted, set_counts
+
+COMPILE_THREADS = 2
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+
+@dataclass(slots=True, frozen=True)
+class Recipe:
+    """What a program is compiled from: shapes only, no values."""
+
+    model: Blueprint
+    shapes: Shapes
+    state: DeviceState
+    """As shapes with shardings."""
+
+    def compile(self, program: Program) -> jax.stages.Compiled:
+        """Trace, lower and compile one step."""
+        leaves = tuple(self.model.leaves.values())
+        buffer = jax.ShapeDtypeStruct((buffer_size(program, self.shapes),), jnp.int32)
+        return (
+            jitted(build_step(program, self.model, self.shapes), donated=1).lower(leaves, self.state, buffer).compile()
+        )
+
+    def compile_counts(self, size: int) -> jax.stages.Compiled:
+        """The little program that rebuilds one slot's penalty counts from ``size`` entries."""
+        ids, one = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
+        return jitted(set_counts, donated=0).lower(self.state, one, ids, ids, ids).compile()
+
+
+def all_programs(shapes: Shapes) -> list[Program]:
+    """Every program, in the order of compilation: what serving cannot begin without comes first."""
+    lean = ladder(shapes, Variant.LEAN)
+    first = essential(shapes)
+    rest = [program for program in lean if program not in first]
+    return [*first, *rest, *ladder(shapes, Variant.FULL), Program(Family.SCORE, Variant.FULL, shapes.score_tokens)]
+
+
+def ladder(shapes: Shapes, variant: Variant) -> list[Program]:
+    """The decode and mixed programs of one variant, small ones first."""
+    decode = [Program(Family.DECODE, variant, rows) for rows in shapes.decode_rows]
+    return decode + [Program(Family.MIXED, variant, tokens) for tokens in shapes.mixed_tokens]
+
+
+def essential(shapes: Shapes) -> list[Program]:
+    """Ready means these: the smallest of each family, and the largest, into which every step fits."""
+    sizes = {Family.DECODE: shapes.decode_rows, Family.MIXED: shapes.mixed_tokens}
+    wanted = [Program(family, Variant.LEAN, ladder[i]) for i in (0, -1) for family, ladder in sizes.items()]
+    return list(dict.fromkeys(wanted))
+
+
+class Programs:
+    """Compiled programs as they become ready."""
+
+    def __init__(self, recipe: Recipe, count_sizes: Sequence[int], listen: CompileListener) -> None:
+        self.recipe = recipe
+        self._listen = listen
+        self._pool = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile")
+        self._steps: dict[Program, Future[jax.stages.Compiled]] = {}
+        self._counts: dict[int, Future[jax.stages.Compiled]] = {}
+        self._count_sizes = tuple(count_sizes)
+        self._hits = CacheHits()
+        self.late = 0
+        """Programs that a step had to wait for."""
+
+    def start(self) -> None:
+        """Begin compiling everything, in order of importance. Returns at once."""
+        for program in all_programs(self.recipe.shapes):
+            self._steps[program] = self._pool.submit(self._compile, program)
+        for size in self._count_sizes:
+            self._counts[size] = self._pool.submit(self.recipe.compile_counts, size)
+
+    def wait_essential(self) -> None:
+        """Block until serving can begin."""
+        for program in essential(self.recipe.shapes):
+            self._steps[program].result()
+
+    def wait_all(self) -> None:
+        """Block until everything is compiled."""
+        for future in (*self._steps.values(), *self._counts.values()):
+            future.result()
+
+    def choose(self, wanted: Program) -> Program:
+        """``wanted`` if it is ready, otherwise the next larger ready one of its kind, otherwise ``wanted``."""
+        if self._steps[wanted].done():
+            return wanted
+        larger = (p for p in self._steps if p.family is wanted.family and p.variant is wanted.variant)
+        ready = [p for p in larger if p.size > wanted.size and self._steps[p].done()]
+        return min(ready, key=lambda p: p.size, default=wanted)
+
+    def step(self, program: Program) -> jax.stages.Compiled:
+        """The executable of ``program``; waits for it, and counts that, when it is not ready."""
+        return self._ready(self._steps[program])
+
+    def counts(self, length: int) -> tuple[int, jax.stages.Compiled]:
+        """The smallest count program that takes ``length`` entries, and its size."""
+        size = next(size for size in self._count_sizes if size >= length)
+        return size, self._ready(self._counts[size])
+
+    def close(self) -> None:
+        """Drop what has not begun to compile."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _ready(self, future: Future[jax.stages.Compiled]) -> jax.stages.Compiled:
+        if not future.done():
+            self.late += 1
+        return future.result()
+
+    def _compile(self, program: Program) -> jax.stages.Compiled:
+        began, hits = time.perf_counter(), self._hits.of_this_thread()
+        compiled = self.recipe.compile(program)
+        seconds, from_cache = time.perf_counter() - began, self._hits.of_this_thread() > hits
+        self._listen(CompileReport(program.family, program.variant, program.size, seconds, from_cache))
+        return compiled
+
+
+class CacheHits:
+    """Hits of JAX's persistent compilation cache, counted by thread."""
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        jax.monitoring.register_event_listener(self._on_event)
+
+    def of_this_thread(self) -> int:
+        """Hits so far of the calling thread."""
+        return self._local.__dict__.get("hits", 0)
+
+    def _on_event(self, event: str, **_: object) -> None:
+        if event == CACHE_HIT:
+            self._local.hits = self.of_this_thread() + 1
+
+
+def enable_cache(folder: str) -> None:
+    """Keep compiled programs in ``folder`` across starts."""
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

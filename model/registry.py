@@ -1,0 +1,75 @@
+"""The model as the compiled steps hold it: a graph definition and named, flat, sharded leaves."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from configs.schema import ModelFacts
+from model.arch.llama import Llama
+from model.spec import ModelSpec
+from model.vocabulary import padded_vocab
+from sharding.axes import named
+from sharding.heads import HeadLayout, head_layout
+from sharding.mesh import tensor_size
+
+ARCHITECTURES = {"llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
+
+
+@dataclass(slots=True, frozen=True)
+class Blueprint:
+    """A model without its values."""
+
+    spec: ModelSpec
+    layout: HeadLayout
+    mesh: Mesh
+    dtype: str
+    graph: nnx.GraphDef[Any]
+    treedef: jax.tree_util.PyTreeDef
+    leaves: dict[str, jax.ShapeDtypeStruct]
+    """By name, in the order in which the treedef takes them; with shardings."""
+
+    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
+        """The module with these values; called inside a traced function."""
+        return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, leaves))
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all leaves, on all shards together."""
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves.values())
+
+
+def blueprint(spec: ModelSpec, mesh: Mesh, dtype: str) -> Blueprint:
+    """Lay out the model of ``spec`` on ``mesh`` with matrices in ``dtype``; nothing is allocated."""
+    shards = tensor_size(mesh)
+    layout = head_layout(spec.num_heads, spec.num_kv_heads, shards)
+    family = ARCHITECTURES[spec.architecture]
+    module = nnx.eval_shape(lambda: family(spec, layout, shards, padded_vocab(spec.vocab_size, shards), dtype))
+    graph, state = nnx.split(module)
+    names: dict[str, jax.ShapeDtypeStruct] = {}
+    for path, variable in nnx.to_flat_state(state):
+        value = variable.get_value()
+        sharding = named(mesh, variable.get_metadata("logical"))
+        names[".".join(map(str, path))] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    return Blueprint(spec, layout, mesh, dtype, graph, jax.tree.structure(state), names)
+
+
+def facts(spec: ModelSpec) -> ModelFacts:
+    """Sizes of a model, for the resolution of the configuration."""
+    attention = spec.hidden_size * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
+    layer = attention + 3 * spec.hidden_size * spec.intermediate_size
+    embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
+    return ModelFacts(
+        architecture=spec.architecture,
+        num_layers=spec.num_layers,
+        num_heads=spec.num_heads,
+        num_kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_dim,
+        hidden_size=spec.hidden_size,
+        vocab_size=spec.vocab_size,
+        context_length=spec.context_length,
+        num_parameters=spec.num_layers * layer + embeddings,
+        dtype=spec.dtype,
+    )

@@ -1,0 +1,88 @@
+"""The runner: keeps the weights and the donated state, launches compiled steps."""
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from model.batch import Program, pack
+from model.device_state import DeviceState
+from model.interface import CountRow, Family, Shapes, StepInput, StepOutput
+from model.programs import Programs
+from model.steps import Outcome
+from model.widen import widen
+
+
+class JaxHandle:
+    """A launched step; its output is already on its way to the host."""
+
+    def __init__(self, outcome: Outcome, rows: np.ndarray | None) -> None:
+        self._outcome = outcome
+        self._rows = rows
+        for array in jax.tree.leaves(outcome):
+            array.copy_to_host_async()
+
+    def ready(self) -> bool:
+        """Whether ``result`` would return at once."""
+        return self._outcome.tokens.is_ready()
+
+    def result(self) -> StepOutput:
+        """Wait for the step; rows are those of the ``StepInput`` that was launched."""
+        scored = self._outcome.scored
+        if scored is None:
+            return StepOutput(self._take(self._outcome.tokens))
+        logprobs, ids, best = (self._take(x) for x in scored)
+        return StepOutput(self._take(self._outcome.tokens), logprobs, ids, best)
+
+    def _take(self, array: jax.Array) -> np.ndarray:
+        host = np.asarray(array)
+        return host if self._rows is None else host[self._rows]
+
+
+class JaxRunner:
+    """``Runner`` over compiled JAX programs. Used from one thread."""
+
+    def __init__(self, programs: Programs, leaves: Sequence[jax.Array], state: DeviceState, shapes: Shapes) -> None:
+        self._programs = programs
+        self._leaves = tuple(leaves)
+        self._state = state
+        self._shapes = shapes
+
+    @property
+    def shapes(self) -> Shapes:
+        """The ladders."""
+        return self._shapes
+
+    def launch(self, step: StepInput) -> JaxHandle:
+        """Start one step; the device runs steps in the order of launching."""
+        for row in step.counts:
+            self._rebuild(row)
+        wanted = Program(step.family, step.variant, step.size)
+        program = self._programs.choose(wanted)
+        rows = None
+        if program != wanted:
+            rows = self._old_rows(step, program.size)
+            step = widen(step, program.size, self._shapes)
+        self._state, outcome = self._programs.step(program)(self._leaves, self._state, pack(step, self._shapes))
+        return JaxHandle(outcome, rows)
+
+    def compiled_late(self) -> int:
+        """Programs that a step had to wait for since the start."""
+        return self._programs.late
+
+    def _rebuild(self, row: CountRow) -> None:
+        size, program = self._programs.counts(row.ids.size)
+
+        def padded(x: np.ndarray, fill: int) -> np.ndarray:
+            return np.pad(x, (0, size - x.size), constant_values=fill).astype(np.int32)
+
+        beyond = np.iinfo(np.int32).max
+        self._state = program(
+            self._state, np.int32(row.slot), padded(row.ids, beyond), padded(row.prompt, 0), padded(row.output, 0)
+        )
+
+    def _old_rows(self, step: StepInput, size: int) -> np.ndarray:
+        """Where the rows of ``step`` lie in the program of ``size``."""
+        old, new = (self._shapes.rows(step.family, s) for s in (step.size, size))
+        at = old - self._shapes.max_pieces if step.family is Family.MIXED else old
+        return np.concatenate([np.arange(at), np.arange(at + new - old, new)])
