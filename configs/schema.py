@@ -18,7 +18,7 @@ class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A section of the launch file; unknown keys are refused."""
 
 
-class Model(Section):
+class Model(Section, frozen=True):
     """Which model, and how its weights are held."""
 
     source: Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -37,7 +37,7 @@ class Model(Section):
     attention: Literal["auto", "xla", "pallas"] = "auto"
 
 
-class Parallel(Section):
+class Parallel(Section, frozen=True):
     """Sizes of the mesh axes."""
 
     tensor: PositiveInt = 1
@@ -46,7 +46,7 @@ class Parallel(Section):
     replicas: PositiveInt = 1
 
 
-class Cache(Section):
+class Cache(Section, frozen=True):
     """The paged KV cache and its prefix tree."""
 
     radix: bool = True
@@ -58,7 +58,7 @@ class Cache(Section):
     host: bool = False
 
 
-class Scheduler(Section):
+class Scheduler(Section, frozen=True):
     """Who runs next."""
 
     loop: Literal["auto", "normal", "overlap"] = "auto"
@@ -77,7 +77,7 @@ class Scheduler(Section):
     """When the owners of pages and slots prove that nothing is lost."""
 
 
-class Serving(Section):
+class Serving(Section, frozen=True):
     """The HTTP front."""
 
     host: Name = "127.0.0.1"
@@ -101,7 +101,7 @@ class Serving(Section):
     """When given, other Host headers are refused."""
 
 
-class Observe(Section):
+class Observe(Section, frozen=True):
     """What is written down."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -114,7 +114,7 @@ class Observe(Section):
     record_token_ids: Literal["hashed", "clear"] = "hashed"
 
 
-class EngineConfig(Section):
+class EngineConfig(Section, frozen=True):
     """A whole launch file."""
 
     model: Model

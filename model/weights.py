@@ -12,6 +12,7 @@ from configs.schema import Model as ModelConfig
 from model.loading.checkpoint import open_checkpoint
 from model.loading.dummy import DummyCheckpoint
 from model.loading.folder import ModelFolder
+from model.loading.orbax import restore
 from model.registry import Blueprint
 from model.spec import ModelSpec
 from sharding.heads import ZERO_HEAD
@@ -135,7 +136,7 @@ def load_weights(
     if config.load_format == "dummy":
         return assemble(model, DummyCheckpoint(hugging_face_shapes(model.spec), config.seed), progress)
     if folder.weights == "orbax":
-        raise NotImplementedError
+        return restore(folder, model.leaves)
     return assemble(model, open_checkpoint(folder), progress)
 
 

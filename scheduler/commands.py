@@ -181,7 +181,13 @@ class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", omit_defaults=
     rid: RequestId
     status: int
     code: Literal[
-        "context_length_exceeded", "request_too_large", "queue_full", "draining", "invalid_request", "duplicate_id"
+        "context_length_exceeded",
+        "request_too_large",
+        "queue_full",
+        "draining",
+        "invalid_request",
+        "duplicate_id",
+        "internal_error",
     ]
     message: str
     param: str | None = None

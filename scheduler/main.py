@@ -1,7 +1,9 @@
 """Composition root of the engine process: launch file → mesh → model → runner → engine → loop."""
 
+import itertools
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +21,17 @@ from model.ladders import make_shapes
 from model.loading.folder import ModelFolder
 from model.loading.hf_config import read_config
 from model.loading.source import fetch
-from model.programs import Programs, Recipe, enable_cache
+from model.programs import Programs, Recipe, all_programs, enable_cache
 from model.registry import Blueprint, blueprint, facts
 from model.runner import JaxRunner
 from model.weights import load_weights
-from scheduler.assembly import build_engine
+from scheduler.assembly import build_engine, settings_from
 from scheduler.channel import Channel
-from scheduler.commands import Progress, Ready
+from scheduler.commands import Progress, Ready, StepStats
 from scheduler.engine import Engine
 from scheduler.loop import run
-from scheduler.observe import Observer
+from scheduler.observe import Event, Observer
+from scheduler.recording import Recorder, open_recorder
 from scheduler.start import EngineStart, exit_with_parent, read_start
 from scheduler.zmq_channel import ZmqChannel
 from sharding.mesh import build_mesh, hardware_facts, prepare_devices
@@ -50,7 +53,7 @@ class Setup:
     banner: list[str]
 
     def ready(self) -> Ready:
-        """The ready report. (Document: O-11.)"""
+        """The ready report (document: O-11)."""
         resolved = self.resolved
         pool = resolved.num_pages * resolved.page_size
         return Ready(
@@ -74,6 +77,7 @@ class RunningEngine:
 
     setup: Setup
     engine: Engine
+    recorder: Recorder | None
 
     def run(self) -> None:
         """Serve until Shutdown."""
@@ -81,6 +85,8 @@ class RunningEngine:
             run(self.engine, self.setup.resolved.depth)
         finally:
             self.setup.programs.close()
+            if self.recorder is not None:
+                self.recorder.close()
 
 
 def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
@@ -115,20 +121,21 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
     programs = Programs(
         Recipe(held, shapes, state),
         sorted({min(COUNT_SIZE, resolved.context_length), resolved.context_length}),
-        compile_progress(on_progress),
+        compile_progress(on_progress, len(all_programs(shapes))),
     )
     programs.start()
     lines = banner(resolved, hardware, tensor) + memory_plan(resolved, facts(spec), held.weight_bytes, hardware, tensor)
     return Setup(folder, held, resolved, shapes, programs, lines)
 
 
-def compile_progress(on_progress: OnProgress) -> Callable[[CompileReport], None]:
-    """Reports each program as it becomes ready."""
+def compile_progress(on_progress: OnProgress, total: int) -> Callable[[CompileReport], None]:
+    """Reports each program as it becomes ready; called from the compiling threads."""
+    ready = itertools.count(1)
 
     def report(done: CompileReport) -> None:
         origin = "from the cache" if done.from_cache else "compiled"
         detail = f"{done.family} {done.variant} {done.size}: {origin} in {done.seconds:.1f} s"
-        on_progress(Progress(stage="program", done=0, total=0, detail=detail))
+        on_progress(Progress(stage="programs", done=next(ready), total=total, detail=detail))
 
     return report
 
@@ -155,8 +162,44 @@ def open_engine(
     """
     setup = prepare(config, name, on_progress)
     runner = make_runner(config, setup, on_progress)
-    engine = build_engine(channel, runner, setup.resolved, config, setup.model.spec.eos_token_ids, observers)
-    return RunningEngine(setup, engine)
+    eos_ids = setup.model.spec.eos_token_ids
+    recorder = open_recorder(config.observe, setup.shapes, settings_from(setup.resolved, config, eos_ids))
+    watching = observers if recorder is None else (*observers, recorder)
+    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching)
+    return RunningEngine(setup, engine, recorder)
+
+
+class Announcer:
+    """Progress to the wire until the engine's thread has the channel to itself, then to nobody."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel: Channel | None = channel
+        self._lock = threading.Lock()
+
+    def announce(self, progress: Progress) -> None:
+        """Send one piece of progress; from any thread."""
+        with self._lock:
+            if self._channel is not None:
+                self._channel.broadcast(progress)
+
+    def finish(self, ready: Ready) -> None:
+        """Send the ready report, and nothing after it."""
+        with self._lock:
+            assert self._channel is not None, "an engine becomes ready once"
+            self._channel.broadcast(ready)
+            self._channel = None
+
+
+@dataclass(slots=True, frozen=True)
+class Reporter:
+    """Passes the engine's figures on to the collector."""
+
+    channel: ZmqChannel
+
+    def observe(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, StepStats):
+            self.channel.report(event)
 
 
 def main() -> int:
@@ -166,13 +209,15 @@ def main() -> int:
     # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     channel = ZmqChannel(zmq.Context.instance(), start.endpoints, start.replica)
+    announcer = Announcer(channel)
     try:
-        running = open_engine(start.config, start.name, channel, channel.broadcast, (channel,))
+        running = open_engine(start.config, start.name, channel, announcer.announce, (Reporter(channel),))
     except ConfigError as error:
         print(f"radjax: {error}", file=sys.stderr, flush=True)
         return 2
-    channel.broadcast(running.setup.ready())
+    announcer.finish(running.setup.ready())
     running.run()
+    channel.close()
     return 0
 
 

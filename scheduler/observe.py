@@ -1,0 +1,166 @@
+"""What the engine tells those who watch: every turn's events, and figures after every step."""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from model.interface import Family, StepInput, StepOutput
+from scheduler.commands import FinishReason, StepStats
+from scheduler.planner import Plan
+from scheduler.request import Request
+from scheduler.roster import Roster
+from scheduler.tick import Tick
+
+WINDOW_STEPS = 64
+WINDOW_NS = 10_000_000_000
+
+
+@dataclass(slots=True, frozen=True)
+class Committed:
+    """A step was read."""
+
+    plan: Plan
+    output: StepOutput
+
+
+Event = Tick | Plan | Committed | StepStats
+
+
+class Observer(Protocol):
+    """Sees every event on the engine's thread, in order. Must not block, and changes nothing."""
+
+    def observe(self, event: Event) -> None:
+        """Take one event."""
+        ...
+
+
+@dataclass(slots=True)
+class Counters:
+    """Totals since the start."""
+
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    steps_decode: int = 0
+    steps_mixed: int = 0
+    steps_score: int = 0
+    padded_tokens: int = 0
+    scheduled_tokens: int = 0
+    retractions: int = 0
+    finished: int = 0
+    aborted: int = 0
+    rejected: int = 0
+
+
+class Rate:
+    """Events a second over the last steps, at most ten seconds back."""
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, int]] = deque(maxlen=WINDOW_STEPS)
+
+    def mark(self, now_ns: int, total: int) -> None:
+        """Note the total reached."""
+        self._marks.append((now_ns, total))
+
+    def per_s(self, now_ns: int) -> float:
+        """The rate; 0 when unknown. Old marks count for nothing."""
+        marks = [mark for mark in self._marks if now_ns - mark[0] <= WINDOW_NS]
+        if len(marks) < 2 or marks[-1][0] <= marks[0][0]:
+            return 0.0
+        return (marks[-1][1] - marks[0][1]) * 1e9 / (marks[-1][0] - marks[0][0])
+
+    def clear(self) -> None:
+        """Forget; the rate is unknown."""
+        self._marks.clear()
+
+
+class Monitor:
+    """Counts what happens and tells the observers."""
+
+    def __init__(self, roster: Roster, observers: Sequence[Observer], replica: int) -> None:
+        self.counters = Counters()
+        self.drain = Rate()
+        """Requests that end."""
+        self._roster = roster
+        self._observers = tuple(observers)
+        self._replica = replica
+        self._output = Rate()
+
+    def tell(self, event: Event) -> None:
+        """Pass an event to every observer."""
+        for observer in self._observers:
+            observer.observe(event)
+
+    def admitted(self, request: Request) -> None:
+        """Count a request's prompt when it is first admitted."""
+        if not request.retractions:
+            self.counters.prompt_tokens += request.prompt_len
+            self.counters.cached_tokens += request.cached_tokens
+
+    def ended(self, reason: FinishReason, now_ns: int) -> None:
+        """Count an accepted request that was answered."""
+        counters = self.counters
+        if reason is FinishReason.ABORT:
+            counters.aborted += 1
+        else:
+            counters.finished += 1
+        self.drain.mark(now_ns, counters.finished + counters.aborted)
+
+    def launched(self, step: StepInput) -> None:
+        """Count a step by its family, its tokens and its padding."""
+        counters = self.counters
+        counters.scheduled_tokens += step.num_tokens
+        counters.padded_tokens += step.size - step.num_tokens
+        if step.family is Family.DECODE:
+            counters.steps_decode += 1
+        elif step.family is Family.MIXED:
+            counters.steps_mixed += 1
+        else:
+            counters.steps_score += 1
+
+    def produced(self, now_ns: int) -> None:
+        """Mark the output reached after a step, for the throughput."""
+        self._output.mark(now_ns, self.counters.output_tokens)
+
+    def rest(self) -> None:
+        """Nothing runs: throughput is zero."""
+        self._output.clear()
+
+    def report(self, step: int, now_ns: int, token_ratio: float, late_compiles: int) -> None:
+        """Give the observers the figures of now."""
+        if self._observers:
+            self.tell(self._stats(step, now_ns, token_ratio, late_compiles))
+
+    def _stats(self, step: int, now_ns: int, token_ratio: float, late_compiles: int) -> StepStats:
+        roster, kv, counters = self._roster, self._roster.kv, self.counters
+        running = [request for request in roster.running.values() if request.finish is None]
+        uncomputed = sum(max(0, request.prompt_len - request.computed) for request in running)
+        return StepStats(
+            replica=self._replica,
+            step=step,
+            time_ns=now_ns,
+            num_running=len(running),
+            num_queued=len(roster.waiting),
+            tokens_used=(kv.num_pages - kv.available()[0]) * kv.page_size,
+            tokens_cached=kv.cached * kv.page_size,
+            tokens_total=kv.num_pages * kv.page_size,
+            waiting_prompt_tokens=roster.waiting_tokens,
+            pending_prompt_tokens=roster.waiting_tokens + uncomputed,
+            gen_throughput=self._output.per_s(now_ns),
+            evicted_tokens=kv.evicted * kv.page_size,
+            late_compiles=late_compiles,
+            new_token_ratio=token_ratio,
+            prompt_tokens=counters.prompt_tokens,
+            output_tokens=counters.output_tokens,
+            cached_tokens=counters.cached_tokens,
+            steps_decode=counters.steps_decode,
+            steps_mixed=counters.steps_mixed,
+            steps_score=counters.steps_score,
+            padded_tokens=counters.padded_tokens,
+            scheduled_tokens=counters.scheduled_tokens,
+            retractions=counters.retractions,
+            finished=counters.finished,
+            aborted=counters.aborted,
+            rejected=counters.rejected,
+        )

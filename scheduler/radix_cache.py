@@ -1,0 +1,255 @@
+"""Prefix tree from token ids to KV pages. Integers only; the clock is a counter.
+
+A key is the token ids of whole pages as the bytes of an int32 array, so that comparing an edge is
+one memory comparison. Locks count from the node to the root, hence a node is locked at least as
+often as its children, and what is unlocked can be evicted leaf by leaf. Matching and inserting
+cost as much as the key is long; nothing looks at nodes off the path.
+
+The interface follows the prefix tree of SGLang (RadixAttention, arXiv:2312.07104).
+"""
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from model.interface import PageId
+
+_TOKEN_BYTES = 4
+_SLACK = 64
+"""Stale entries that the eviction heap may hold beyond twice the number of nodes."""
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """An edge of the tree and what hangs below it."""
+
+    link: bytes
+    """Key in the parent's ``children``: first page of ``key``, after the namespace at the root."""
+    key: bytes
+    pages: list[PageId]
+    parent: "Node | None"
+    """None for the root and for nodes that have left the tree."""
+    number: int
+    """Order of creation; breaks ties among equally old leaves."""
+    tick: int
+    refs: int
+    children: dict[bytes, "Node"]
+
+
+class Hit(NamedTuple):
+    """What of a key is cached."""
+
+    pages: int
+    unlocked: int
+    """How many of them count as evictable now and no longer would once locked."""
+
+
+class Match(NamedTuple):
+    """A node and the pages from the start of the key to its end."""
+
+    node: Node
+    pages: list[PageId]
+
+
+class RadixCache:
+    """The tree. It knows which pages it holds; who frees what leaves it is the caller's business."""
+
+    def __init__(self, page_size: int) -> None:
+        self._page_bytes = page_size * _TOKEN_BYTES
+        self._clock = 0
+        self._created = 0
+        self._root = Node(b"", b"", [], None, 0, 0, 0, {})
+        self._oldest: list[tuple[int, int, Node]] = []
+        self.num_nodes = 0
+        self.cached = 0
+        """Pages in the tree."""
+        self.evictable = 0
+        """Pages in unlocked nodes."""
+
+    @property
+    def root(self) -> Node:
+        """The empty prefix; never locked or evicted."""
+        return self._root
+
+    @property
+    def queued(self) -> int:
+        """Entries of the eviction queue, stale ones included: bounded by the number of nodes."""
+        return len(self._oldest)
+
+    def peek(self, key: bytes, namespace: bytes) -> Hit:
+        """Say what of ``key`` is cached; changes nothing, not even ages."""
+        path = self._descend(self._root, key, namespace)
+        return Hit(sum(count for _, count in path), sum(count for node, count in path if node.refs == 0))
+
+    def match(self, key: bytes, namespace: bytes) -> Match:
+        """Find the longest cached prefix of ``key`` and make it the youngest; splits an edge to end a node there."""
+        return self._follow(self._descend(self._root, key, namespace), self._root)
+
+    def extend(self, node: Node, key: bytes, pages: list[PageId], namespace: bytes) -> Match:
+        """Make ``key`` a prefix below ``node``.
+
+        Where the tree already has a page it keeps its own. Returns the node at the end of the key and the tree's
+        pages along it; those of ``pages`` that are not among them still belong to the caller.
+        """
+        path = self._descend(node, key, namespace)
+        end, present = self._follow(path, node)
+        rest = pages[len(present) :]
+        if not rest:
+            return Match(end, present)
+        tail = key[len(present) * self._page_bytes :]
+        if end is node and node.refs == 1 and not node.children and node is not self._root:
+            node.key += tail  # Only the caller's lease ends here, so the edge may grow under it.
+            node.pages += rest
+            node.tick = self._clock
+        else:
+            link = tail[: self._page_bytes]
+            end = self._add(namespace + link if end is self._root else link, tail, rest, end)
+        self.cached += len(rest)
+        if end.refs == 0:
+            self.evictable += len(rest)
+            self._offer(end)
+        return Match(end, present + rest)
+
+    def lock(self, node: Node) -> None:
+        """Keep the prefix that ends at ``node`` until it is unlocked as often."""
+        while node.parent is not None:
+            if node.refs == 0:
+                self.evictable -= len(node.pages)
+            node.refs += 1
+            node = node.parent
+
+    def unlock(self, node: Node) -> None:
+        """Undo one ``lock``."""
+        while node.parent is not None:
+            assert node.refs > 0, "a prefix was unlocked more often than locked"
+            node.refs -= 1
+            if node.refs == 0:
+                self.evictable += len(node.pages)
+                self._offer(node)
+            node = node.parent
+
+    def reclaimable(self, node: Node) -> int:
+        """Pages that would become evictable if a lock on ``node`` went; changes nothing."""
+        count = 0
+        while node.parent is not None and node.refs == 1:
+            count += len(node.pages)
+            node = node.parent
+        return count
+
+    def evict(self, count: int) -> list[PageId]:
+        """Drop up to ``count`` unlocked pages, oldest leaf first, from the end of its key. The caller owns them."""
+        freed: list[PageId] = []
+        while len(freed) < count and self._oldest:
+            tick, _, node = self._oldest[0]
+            if not _evictable_leaf(node) or node.tick != tick:
+                heapq.heappop(self._oldest)
+                continue
+            keep = max(len(node.pages) - (count - len(freed)), 0)
+            freed += node.pages[keep:]
+            self._trim(node, keep)
+        return freed
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the root, parents first; for checks."""
+        stack = list(self._root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _descend(self, node: Node, key: bytes, namespace: bytes) -> list[tuple[Node, int]]:
+        """The children along ``key`` with how many of their pages it shares; only the last can be partial."""
+        path: list[tuple[Node, int]] = []
+        size, at = self._page_bytes, 0
+        while at + size <= len(key):
+            link = key[at : at + size]
+            child = node.children.get(namespace + link if node is self._root else link)
+            if child is None:
+                break
+            count = self._common_pages(child, key, at)
+            path.append((child, count))
+            if count < len(child.pages):
+                break
+            at += count * size
+            node = child
+        return path
+
+    def _common_pages(self, node: Node, key: bytes, at: int) -> int:
+        """Leading pages that ``node`` shares with ``key[at:]``; the first is known to agree."""
+        if key.startswith(node.key, at):
+            return len(node.pages)
+        size = self._page_bytes
+        low, high = 1, min(len(node.pages), (len(key) - at) // size) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            if key[at + low * size : at + middle * size] == node.key[low * size : middle * size]:
+                low = middle
+            else:
+                high = middle
+        return low
+
+    def _follow(self, path: list[tuple[Node, int]], start: Node) -> Match:
+        """Walk ``path`` from ``start``: split what is partial, make every node the youngest, gather the pages."""
+        self._clock += 1
+        end = start
+        pages: list[PageId] = []
+        for node, count in path:
+            end = node if count == len(node.pages) else self._split(node, count)
+            end.tick = self._clock
+            pages += end.pages
+        if path:
+            self._offer(end)
+        return Match(end, pages)
+
+    def _split(self, node: Node, count: int) -> Node:
+        """Give the first ``count`` pages of ``node`` to a new parent; leases that end at ``node`` still do."""
+        parent, at = node.parent, count * self._page_bytes
+        assert parent is not None, "the root has no edge to split"
+        upper = self._add(node.link, node.key[:at], node.pages[:count], parent)
+        upper.refs, upper.tick = node.refs, node.tick
+        node.link, node.key, node.pages, node.parent = (
+            node.key[at : at + self._page_bytes],
+            node.key[at:],
+            node.pages[count:],
+            upper,
+        )
+        upper.children[node.link] = node
+        return upper
+
+    def _add(self, link: bytes, key: bytes, pages: list[PageId], parent: Node) -> Node:
+        self._created += 1
+        node = Node(link, key, pages, parent, self._created, self._clock, 0, {})
+        parent.children[link] = node
+        self.num_nodes += 1
+        return node
+
+    def _trim(self, node: Node, keep: int) -> None:
+        """Cut an unlocked leaf to its first ``keep`` pages; with none it leaves the tree."""
+        dropped = len(node.pages) - keep
+        self.cached -= dropped
+        self.evictable -= dropped
+        if keep:
+            del node.pages[keep:]
+            node.key = node.key[: keep * self._page_bytes]
+            return
+        parent = node.parent
+        assert parent is not None, "the root is never evicted"
+        del parent.children[node.link]
+        node.parent = None
+        self.num_nodes -= 1
+        self._offer(parent)
+
+    def _offer(self, node: Node) -> None:
+        """Queue ``node`` for eviction if it may be evicted; entries that no longer hold are skipped when met."""
+        if not _evictable_leaf(node):
+            return
+        heapq.heappush(self._oldest, (node.tick, node.number, node))
+        if len(self._oldest) > 2 * self.num_nodes + _SLACK:
+            valid = {number: (tick, number, n) for tick, number, n in self._oldest if n.tick == tick}
+            self._oldest = [entry for entry in valid.values() if _evictable_leaf(entry[2])]
+            heapq.heapify(self._oldest)
+
+
+def _evictable_leaf(node: Node) -> bool:
+    return node.refs == 0 and not node.children and node.parent is not None

@@ -1,0 +1,186 @@
+"""A run in a file: the Ticks, the plans they led to, and the tokens that were committed.
+
+The file is a sequence of frames, each a 4-byte little-endian length and a MessagePack value. Token
+ids are replaced by a keyed permutation of the vocabulary unless they are asked for in clear; the
+key is drawn for the recording and kept nowhere, and equal ids stay equal, so prefixes still match.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+import numpy as np
+from msgspec import Struct, structs
+
+from configs.schema import Observe
+from model.interface import Int32, Shapes
+from scheduler.assembly import Settings
+from scheduler.batch_builder import first_piece_row
+from scheduler.commands import Command, Generate, Stop
+from scheduler.observe import Committed, Event
+from scheduler.planner import Plan
+from scheduler.tick import Tick
+
+VERSION = 1
+MAX_FRAME_BYTES = 2**30
+
+
+class Header(Struct, frozen=True, tag="header"):
+    """First frame: what an engine must be made of to decide the same."""
+
+    version: int
+    shapes: Shapes
+    settings: Settings
+
+
+class Turn(Struct, frozen=True, tag="turn"):
+    """One turn's input."""
+
+    tick: Tick
+
+
+class Planned(Struct, frozen=True, tag="planned"):
+    """``Plan.canonical`` of the turn."""
+
+    plan: bytes
+
+
+class Tokens(Struct, frozen=True, tag="tokens"):
+    """Tokens of a step that was read, of the rows that sampled, in order."""
+
+    tokens: list[int]
+
+
+class Full(Struct, frozen=True, tag="full"):
+    """Last frame of a recording that reached its limit."""
+
+
+Frame = Header | Turn | Planned | Tokens | Full
+
+
+class Recorder:
+    """Writes a recording; an ``Observer``. Stops at its limit, and ``recording`` says so.
+
+    Args:
+        file: opened for binary writing; the recorder owns it.
+        limit_bytes: of the file.
+        key: of the permutation; None records token ids in clear.
+    """
+
+    def __init__(
+        self, file: BinaryIO, shapes: Shapes, settings: Settings, limit_bytes: int, key: bytes | None
+    ) -> None:
+        self._file = file
+        self._left = limit_bytes
+        self._key = key
+        self._ids = _permutation(shapes.vocab_size, key)
+        self._shapes = shapes
+        self._encoder = msgspec.msgpack.Encoder()
+        self._recording = True
+        eos_ids = tuple(self._hidden(settings.eos_ids))
+        self._write(Header(VERSION, shapes, structs.replace(settings, eos_ids=eos_ids)))
+
+    @property
+    def recording(self) -> bool:
+        """Whether the limit has not been reached."""
+        return self._recording
+
+    def observe(self, event: Event) -> None:
+        """Write one event."""
+        if not self._recording:
+            return
+        if isinstance(event, Tick):
+            commands = [(origin, self._hide(command)) for origin, command in event.commands]
+            self._write(Turn(structs.replace(event, commands=commands)))
+        elif isinstance(event, Plan):
+            self._write(Planned(event.canonical()))
+        elif isinstance(event, Committed):
+            self._write(Tokens(self._hidden(_sampled(self._shapes, event))))
+
+    def close(self) -> None:
+        """Finish the file."""
+        self._recording = False
+        self._file.close()
+
+    def _write(self, frame: Frame) -> None:
+        data = self._encoder.encode(frame)
+        end = self._encoder.encode(Full())
+        if len(data) + len(end) + 8 > self._left:
+            data, self._recording = end, False
+        self._file.write(len(data).to_bytes(4, "little") + data)
+        self._file.flush()
+        self._left -= len(data) + 4
+
+    def _hidden(self, tokens: list[int] | tuple[int, ...]) -> list[int]:
+        size = len(self._ids)
+        return [int(self._ids[token]) if 0 <= token < size else token for token in tokens]
+
+    def _hide(self, command: Command) -> Command:
+        if isinstance(command, Stop):
+            return structs.replace(command, matched="")
+        if not isinstance(command, Generate):
+            return command
+        params = command.params
+        bias = zip(self._hidden([token for token, _ in params.logit_bias]), params.logit_bias, strict=True)
+        hidden = structs.replace(
+            params,
+            stop_token_ids=tuple(self._hidden(params.stop_token_ids)),
+            logit_bias=tuple((token, value) for token, (_, value) in bias),
+        )
+        extra_key = command.extra_key
+        if extra_key is not None and self._key is not None:
+            extra_key = hashlib.blake2b(extra_key.encode(errors="surrogatepass"), key=self._key).hexdigest()
+        return structs.replace(command, prompt=self._hidden(command.prompt), params=hidden, extra_key=extra_key)
+
+
+def open_recorder(observe: Observe, shapes: Shapes, settings: Settings) -> Recorder | None:
+    """The recorder that a launch file asks for; None if it asks for none."""
+    if observe.record is None:
+        return None
+    key = None if observe.record_token_ids == "clear" else secrets.token_bytes(32)
+    return Recorder(Path(observe.record).open("wb"), shapes, settings, observe.record_limit_bytes, key)
+
+
+def read_frames(path: Path) -> Iterator[Frame]:
+    """The frames of a recording; a frame cut off at the end, by a crash, is left out.
+
+    Raises:
+        msgspec.DecodeError: the file is not a recording.
+    """
+    decoder = msgspec.msgpack.Decoder(Frame)
+    with path.open("rb") as file:
+        while len(head := file.read(4)) == 4:
+            length = int.from_bytes(head, "little")
+            if length > MAX_FRAME_BYTES:
+                raise msgspec.DecodeError("a frame is longer than any recording's")
+            data = file.read(length)
+            if len(data) < length:
+                return
+            yield decoder.decode(data)
+
+
+
+def _sampled(shapes: Shapes, event: Committed) -> list[int]:
+    plan, tokens = event.plan, event.output.tokens
+    first = first_piece_row(shapes, plan)
+    rows = [first + index for index, piece in enumerate(plan.pieces) if piece.samples]
+    return tokens[: len(plan.decode)].tolist() + tokens[rows].tolist()
+
+
+def _permutation(vocab_size: int, key: bytes | None) -> Int32:
+    """What each id is written as."""
+    if key is None:
+        return np.arange(vocab_size, dtype=np.int32)
+    keyed = hashlib.blake2b(key=key, digest_size=8)
+    digests: list[int] = []
+    for token in range(vocab_size):
+        state = keyed.copy()
+        state.update(token.to_bytes(4, "little"))
+        digests.append(int.from_bytes(state.digest(), "little"))
+    order = np.argsort(np.array(digests, np.uint64), kind="stable")
+    written = np.empty(vocab_size, np.int32)
+    written[order] = np.arange(vocab_size, dtype=np.int32)
+    return written

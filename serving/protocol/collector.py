@@ -1,0 +1,48 @@
+"""What a frontend asks of the collector, and what it is told."""
+
+from typing import Literal, Protocol
+
+from msgspec import Struct
+
+
+class Load(Struct, frozen=True, kw_only=True):
+    """How busy one replica is."""
+
+    dp_rank: int
+    num_reqs: int
+    """Running and waiting."""
+    num_running_reqs: int
+    num_waiting_reqs: int
+    num_tokens: int
+    """Pages in use × page size, and the prompt tokens that wait."""
+    num_pending_tokens: int
+    ts_tic: float
+    """Seconds since the epoch at which the replica said so."""
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """Whether the service makes progress."""
+
+    state: Literal["starting", "ready", "draining", "stuck", "dead"]
+    stage: str = ""
+    """While starting: what it does."""
+    done: int = 0
+    total: int = 0
+    reason: str = ""
+    retry_after_s: float = 1.0
+
+
+class CollectorClient(Protocol):
+    """The frontend's end of the wire to the collector."""
+
+    async def metrics(self) -> bytes:
+        """The registry in Prometheus text format."""
+        ...
+
+    async def loads(self) -> list[Load]:
+        """One entry a replica."""
+        ...
+
+    async def health(self) -> Health:
+        """The state of the service as a whole."""
+        ...

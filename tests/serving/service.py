@@ -1,0 +1,75 @@
+"""A whole frontend on a real port in a thread, in front of a scripted engine."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from configs.schema import EngineConfig
+from serving.app import build_app
+from serving.engine_client import EngineClient
+from tests.serving.fakes import FakeCollector, FakeEngine, Script, Sink, make_config, make_ready
+
+
+@dataclass
+class Service:
+    """The parts of a running frontend; touch the engine only through ``on_loop``."""
+
+    url: str
+    port: int
+    engine: FakeEngine
+    client: EngineClient
+    collector: FakeCollector
+    sink: Sink
+    loop: asyncio.AbstractEventLoop
+
+    def on_loop(self, work, *args) -> None:
+        self.loop.call_soon_threadsafe(work, *args)
+
+
+@contextmanager
+def serve(
+    folder: Path, script: Script, *, pace_s: float = 0.0, config: EngineConfig | None = None, ready: bool = True
+) -> Iterator[Service]:
+    """Run until the block ends."""
+    started: list[Service] = []
+    up = threading.Event()
+    config = config or make_config()
+    server_box: list[uvicorn.Server] = []
+
+    async def main() -> None:
+        engine, collector, sink = FakeEngine(script, pace_s), FakeCollector(), Sink()
+        client = EngineClient([engine], frontend=0, stats=sink)
+        app = build_app(config, client, collector)
+        listener = socket.create_server(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        options = {"log_level": "warning", "lifespan": "on", "ws": "none", "timeout_graceful_shutdown": 1}
+        server = uvicorn.Server(uvicorn.Config(app, **options))
+        server_box.append(server)
+        if ready:
+            engine.say(make_ready(folder))
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        loop = asyncio.get_running_loop()
+        started.append(Service(f"http://127.0.0.1:{port}", port, engine, client, collector, sink, loop))
+        while not server.started:
+            await asyncio.sleep(0.005)
+        if ready:
+            await client.wait_ready()
+            await asyncio.sleep(0.05)
+        up.set()
+        await running
+        listener.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(main()))
+    thread.start()
+    assert up.wait(20), "the frontend did not start"
+    try:
+        yield started[0]
+    finally:
+        server_box[0].should_exit = True
+        thread.join(20)
