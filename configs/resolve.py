@@ -57,6 +57,11 @@ def cache_dir(setting: str) -> str:
     return DEFAULT_CACHE_DIR if setting == "auto" else setting
 
 
+def weight_dtype(setting: Literal["auto", "float32", "bfloat16"], platform: str) -> Dtype:
+    """What ``model.dtype`` means on a platform; asked before the weights are measured, which ``resolve`` needs."""
+    return PLATFORMS[platform].dtype if setting == "auto" else setting
+
+
 def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: ModelFacts, weight_bytes: int) -> Resolved:
     """Decide every ``auto`` of ``config`` for this model on this machine.
 
@@ -73,7 +78,7 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     refuse_unsupported(config)
     _refuse_contradictions(config, hardware, model)
     platform = PLATFORMS[hardware.platform]
-    dtype, dtype_reason = _dtype(config, hardware, platform)
+    dtype, dtype_reason = _dtype(config, hardware)
     context_length, context_reason = _context_length(config, model)
     page_size, page_reason = _page_size(config)
     a_page = page_bytes(model, page_size, dtype, config.parallel.tensor)
@@ -160,10 +165,9 @@ def _refuse_contradictions(config: EngineConfig, hardware: HardwareFacts, model:
 # ---- one decision each: the value, and why
 
 
-def _dtype(config: EngineConfig, hardware: HardwareFacts, platform: PlatformDefaults) -> tuple[Dtype, str]:
-    if config.model.dtype != "auto":
-        return config.model.dtype, "as configured"
-    return platform.dtype, f"the default on {hardware.platform}"
+def _dtype(config: EngineConfig, hardware: HardwareFacts) -> tuple[Dtype, str]:
+    reason = f"the default on {hardware.platform}" if config.model.dtype == "auto" else "as configured"
+    return weight_dtype(config.model.dtype, hardware.platform), reason
 
 
 def _attention(config: EngineConfig) -> tuple[Literal["xla", "pallas"], str]:

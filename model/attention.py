@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jax.tree_util import Partial
 
 from model.batch import Batch, Program
 from model.interface import Family, Shapes
@@ -16,6 +18,16 @@ from model.positions import Positions
 from sharding.axes import partition
 
 BLOCK_TOKENS = 64
+
+
+class Rows(NamedTuple):
+    """What attention needs to know of a step's rows; the same for every layer."""
+
+    table: jax.Array
+    length: jax.Array
+    """int32[R]: positions that the row's last token sees."""
+    where: Positions
+    pieces: Tiles | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,15 +54,18 @@ class Backend:
         sharded = jax.shard_map(
             local,
             mesh=self.mesh,
-            in_specs=(heads, heads, heads, pool, pool, whole, whole, whole, whole),
+            in_specs=(heads, heads, heads, pool, pool, whole),
             out_specs=(heads, pool, pool),
             check_vma=False,
         )
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array) -> AttendedLayer:
-            return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, table, length, where, pieces))
+        def attend(
+            rows: Rows, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array
+        ) -> AttendedLayer:
+            return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, rows))
 
-        return attend
+        # a pytree whose function stays the same, so that layers alike share one trace
+        return Partial(attend, Rows(table, length, where, pieces))
 
 
 def decode_rows(program: Program, shapes: Shapes) -> int:
@@ -78,21 +93,18 @@ def layer(
     v: jax.Array,
     pool_k: jax.Array,
     pool_v: jax.Array,
-    table: jax.Array,
-    length: jax.Array,
-    where: Positions,
-    pieces: Tiles | None,
+    rows: Rows,
     *,
     decode: int,
     blocking: Blocking,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer on one shard."""
-    pool_k = write(pool_k, where.page, where.offset, k)
-    pool_v = write(pool_v, where.page, where.offset, v)
-    if pieces is None:
-        return attend_rows(q, pool_k, pool_v, table, length, blocking), pool_k, pool_v
+    pool_k = write(pool_k, rows.where.page, rows.where.offset, k)
+    pool_v = write(pool_v, rows.where.page, rows.where.offset, v)
+    if rows.pieces is None:
+        return attend_rows(q, pool_k, pool_v, rows.table, rows.length, blocking), pool_k, pool_v
     out = jnp.zeros(q.shape, jnp.float32)
     if decode:
-        rows = attend_rows(q[:decode], pool_k, pool_v, table[:decode], length[:decode], blocking)
-        out = jax.lax.dynamic_update_slice_in_dim(out, rows, 0, axis=0)
-    return attend_pieces(out, q, pool_k, pool_v, table, pieces, blocking), pool_k, pool_v
+        done = attend_rows(q[:decode], pool_k, pool_v, rows.table[:decode], rows.length[:decode], blocking)
+        out = jax.lax.dynamic_update_slice_in_dim(out, done, 0, axis=0)
+    return attend_pieces(out, q, pool_k, pool_v, rows.table, rows.pieces, blocking), pool_k, pool_v

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -77,6 +77,11 @@ class Programs:
         self.late = 0
         """Programs that a step had to wait for."""
 
+    def adopt(self, program: Program, compiled: jax.stages.Compiled) -> None:
+        """Take ``program`` as it was compiled elsewhere for the same recipe."""
+        self._steps[program] = Future()
+        self._steps[program].set_result(compiled)
+
     def start(self) -> None:
         """Begin compiling everything, in order of importance. Returns at once."""
         for program in all_programs(self.recipe.shapes):
@@ -96,7 +101,7 @@ class Programs:
 
     def choose(self, wanted: Program) -> Program:
         """``wanted`` if it is ready, otherwise the next larger ready one of its kind, otherwise ``wanted``."""
-        if self._steps[wanted].done():
+        if wanted in self._steps and self._steps[wanted].done():
             return wanted
         larger = (p for p in self._steps if p.family is wanted.family and p.variant is wanted.variant)
         ready = [p for p in larger if p.size > wanted.size and self._steps[p].done()]

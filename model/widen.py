@@ -1,6 +1,6 @@
 """A step padded to a larger program of its kind."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from typing import TypeVar
 
 import numpy as np
@@ -21,7 +21,7 @@ def widen(step: StepInput, size: int, shapes: Shapes) -> StepInput:
         return np.concatenate([x[:at], block, x[at:]])
 
     def group(values: Group, fills: dict[str, int]) -> Group:
-        return type(values)(**{f.name: rows(getattr(values, f.name), fills.get(f.name, 0)) for f in fields(values)})
+        return type(values)(**{name: rows(column, fills.get(name, 0)) for name, column in asdict(values).items()})
 
     return replace(
         step,

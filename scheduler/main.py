@@ -13,7 +13,7 @@ import zmq
 
 from configs.errors import ConfigError
 from configs.memory import memory_plan
-from configs.resolve import banner, cache_dir, resolve
+from configs.resolve import banner, cache_dir, resolve, weight_dtype
 from configs.schema import EngineConfig, Resolved
 from model.device_state import allocate, state_shapes
 from model.interface import CompileReport, Shapes
@@ -106,10 +106,8 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
     )
     spec = read_config(folder)
     mesh, hardware, tensor = build_mesh(config.parallel), hardware_facts(), config.parallel.tensor
-    # every platform's auto is bfloat16
-    held = blueprint(spec, mesh, "bfloat16" if config.model.dtype == "auto" else config.model.dtype)
+    held = blueprint(spec, mesh, weight_dtype(config.model.dtype, hardware.platform))
     resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
-    assert resolved.dtype == held.dtype, "the weights were measured in another dtype"
     shapes = make_shapes(
         resolved.max_running_requests,
         resolved.chunk_tokens,

@@ -7,7 +7,7 @@ end-of-file and leaves: no orphan keeps a device or a port.
 import os
 import struct
 import threading
-from typing import BinaryIO, TypeVar
+from typing import IO, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -78,7 +78,7 @@ class FrontendStart(Struct, frozen=True, kw_only=True):
     """The listening TCP socket, inherited."""
 
 
-def write_start(stream: BinaryIO, start: Struct) -> None:
+def write_start(stream: IO[bytes], start: Struct) -> None:
     """Hand ``start`` to the child that reads ``stream``. The stream must be kept open afterwards."""
     body = msgspec.msgpack.encode(start)
     stream.write(_LENGTH.pack(len(body)) + body)
@@ -100,7 +100,6 @@ def read_start(stream: BinaryIO, kind: type[Start]) -> Start:
 
 def exit_with_parent(stream: BinaryIO) -> None:
     """Leave this process at once when the other end of ``stream`` is closed. Returns immediately."""
-
     descriptor = stream.fileno()
 
     def watch() -> None:

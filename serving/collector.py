@@ -127,8 +127,8 @@ class Collector:
         self._known = frozenset(frontend_id(index) for index in range(num_frontends))
         self._frontends: set[bytes] = set()
         self._told = self.vitals.health
-        self._reports = msgspec.msgpack.Decoder(Report)
-        self._questions = msgspec.msgpack.Decoder(Question)
+        self._reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
+        self._questions: msgspec.msgpack.Decoder[Question] = msgspec.msgpack.Decoder(Question)
         self._pull = _bound(context, zmq.PULL, endpoints.stats, _MAX_STAT_BYTES)
         self._router = _bound(context, zmq.ROUTER, endpoints.collector, MAX_QUESTION_BYTES)
 

@@ -57,13 +57,14 @@ class CollectorLink:
         self._health = Health(state="starting", stage="starting processes", retry_after_s=5.0)
         self._calls = itertools.count(1)
         self._asked: dict[int, asyncio.Future[MetricsAnswer | LoadsAnswer]] = {}
-        self._decoder = msgspec.msgpack.Decoder(Answer)
+        self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
         self._socket = context.socket(zmq.DEALER)
         self._socket.set(zmq.IDENTITY, frontend_id(index))
         self._socket.set(zmq.LINGER, 0)
         self._socket.set(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
         self._socket.connect(endpoints.collector)
-        self._push = zmq.Context.shadow(context.underlying).socket(zmq.PUSH)
+        plain: zmq.Context[zmq.SyncSocket] = zmq.Context(context)  # same threads and address space, blocking sockets
+        self._push = plain.socket(zmq.PUSH)
         self._push.set(zmq.LINGER, 1000)
         self._push.set(zmq.SNDHWM, _MAX_UNSENT)
         self._push.connect(endpoints.stats)

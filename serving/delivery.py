@@ -15,7 +15,7 @@ from serving.protocol import errors
 from serving.protocol.convert import Work
 from serving.protocol.errors import RequestError
 from serving.protocol.reply import Writer, merge
-from serving.protocol.sse import DONE, KEEP_ALIVE
+from serving.protocol.sse import DONE, KEEP_ALIVE, frame
 from serving.tokenizer import Tokenizer
 
 _log = logging.getLogger("serving.delivery")
@@ -91,23 +91,22 @@ class Delivery:
         keep_alive = self._serving.keep_alive_s or None
         pieces = await call.take(keep_alive)
         await send({"type": "http.response.start", "status": 200, "headers": _EVENT_HEADERS})
+        data = self._writer.opening()
         try:
-            head = self._writer.opening()
             while True:
-                events = b"".join([self._event(delta) for delta in await self._read(pieces)])
-                if pieces or head:
-                    await self._send(send, head + events)
-                else:
-                    await self._send(send, KEEP_ALIVE)
-                head = b""
+                data += b"".join([self._event(delta) for delta in await self._read(pieces)])
                 if not self._open:
                     break
+                if not pieces:
+                    data = data or KEEP_ALIVE
+                if data:
+                    await self._send(send, data, more_body=True)
+                data = b""
                 pieces = await call.take(keep_alive)
-            end = self._writer.closing(self._answers) + DONE
+            data += self._writer.closing(self._answers) + DONE
         except RequestError as error:
-            end = b"data: " + errors.body(error) + b"\n\n" + DONE
-        await self._send(send, end)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            data += frame(errors.body(error)) + DONE
+        await self._send(send, data, more_body=False)
 
     def _event(self, delta: TextDelta) -> bytes:
         return self._writer.event(self._answers[delta.index], delta)
@@ -134,13 +133,11 @@ class Delivery:
             return errors.unavailable("draining", "The service shut down before the request was done.", 5)
         return errors.invalid("The request was aborted.", code="aborted")
 
-    async def _send(self, send: Send, data: bytes) -> None:
+    async def _send(self, send: Send, data: bytes, *, more_body: bool) -> None:
         """Send a part of the body; a reader that takes nothing for too long has left."""
-        if not data:
-            return
         try:
             async with asyncio.timeout(self._serving.stall_timeout_s or None):
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": data, "more_body": more_body})
         except TimeoutError:
             raise ClientGone from None
 

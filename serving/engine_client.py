@@ -231,6 +231,8 @@ class EngineClient:
 
     async def _ask(self, make: Callable[[str], Command]) -> list[Reply]:
         self._check_alive()
+        if self.ready is None:
+            raise unavailable("loading", "The engine is still starting.", 5)
         loop = asyncio.get_running_loop()
         calls = [secrets.token_hex(8) for _ in self._links]
         futures = [loop.create_future() for _ in self._links]

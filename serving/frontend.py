@@ -1,4 +1,4 @@
-"""The main of a frontend process: one HTTP server on the launcher's socket, one link to the engine, one to the collector."""
+"""The main of a frontend process: HTTP on the launcher's socket, a link to the engine, a link to the collector."""
 
 import asyncio
 import gc

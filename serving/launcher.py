@@ -12,8 +12,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Final
 
 import msgspec
@@ -129,13 +130,13 @@ def url_of(listener: socket.socket) -> str:
 
 
 @contextlib.contextmanager
-def caught_signals() -> Iterator[socket.socket]:
+def caught_signals() -> Generator[socket.socket, None, None]:
     """A socket that yields the number of each SIGTERM, SIGINT and SIGCHLD as a byte. For the main thread only."""
     reading, writing = socket.socketpair()
     reading.setblocking(False)
     writing.setblocking(False)
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    before = {number: signal.signal(number, _heard) for number in numbers}
     descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
         yield reading
@@ -241,7 +242,7 @@ class Launcher:
             left_s = _TICK_S if deadline is None else min(_TICK_S, deadline - time.monotonic())
             if done() or left_s <= 0:
                 return
-            self._poller.poll(left_s * 1000)
+            self._poller.poll(max(1, round(left_s * 1000)))
 
     def _take_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -274,6 +275,10 @@ def _start(
     frontends = tuple(spawn(f"frontend {start.index}", FRONTEND_MODULE, start, (descriptor,)) for start in starts)
     engine = spawn("engine", engine_module, EngineStart(config=config, name=name, endpoints=endpoints))
     return Family(engine, frontends)
+
+
+def _heard(number: int, frame: FrameType | None) -> None:
+    """The wake-up descriptor carries the number; a handler must be there for that."""
 
 
 def _end(family: Family) -> None:

@@ -16,6 +16,8 @@ from serving.engine_client import EngineGone
 
 MAX_MESSAGE_BYTES: Final = 256 * 2**20
 MAX_WAITING: Final = 65_536
+MAX_BURST: Final = 16
+"""Messages taken without a pause when they wait already: the event loop has others to serve."""
 
 
 class Link:
@@ -24,9 +26,10 @@ class Link:
     def __init__(self, context: zmq.asyncio.Context, endpoints: Endpoints, index: int, replica: int = 0) -> None:
         self.undecodable = 0
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Message)
+        self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
         self._gone: str | None = None
         self._pending: asyncio.Future[bytes] | None = None
+        self._burst = 0
         self._socket = context.socket(zmq.DEALER)
         for option, value in (
             (zmq.IDENTITY, frontend_id(index)),
@@ -78,9 +81,13 @@ class Link:
 
     async def _next(self) -> bytes:
         if self._gone is None:
-            self._pending = self._socket.recv()
+            pending = self._pending = asyncio.ensure_future(self._socket.recv())
+            self._burst = self._burst + 1 if pending.done() else 0
             try:
-                return await self._pending
+                if self._burst >= MAX_BURST:
+                    self._burst = 0
+                    await asyncio.sleep(0)
+                return await pending
             except asyncio.CancelledError:
                 if self._gone is None:
                     raise

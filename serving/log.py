@@ -34,7 +34,7 @@ class TextLines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """``time`` (RFC 3339, UTC), ``level``, ``process``, ``logger``, ``message``, and ``exception`` where there is one."""
+    """``time`` (RFC 3339, UTC), ``level``, ``process``, ``logger``, ``message``; ``exception`` where there is one."""
 
     def __init__(self, process: str) -> None:
         super().__init__()

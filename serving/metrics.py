@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from scheduler.commands import Ready, RequestStats, StepStats
 
@@ -81,6 +81,7 @@ class Metrics:
     """The registry of the service. ``labels`` are on every metric."""
 
     def __init__(self, labels: Mapping[str, str]) -> None:
+        disable_created_metrics()  # a second series for every counter, which nobody reads
         self._registry = CollectorRegistry(auto_describe=True)
         self._labels = dict(labels)
         self._gauges = {stem: self._gauge(stem, text) for stem, text in _GAUGES.items()}

@@ -1,5 +1,7 @@
 """The Llama family: Llama (SmolLM2, Llama 3), Mistral, Qwen2 (biases), Qwen3 (head norms)."""
 
+from functools import partial
+
 import jax
 from flax import nnx
 
@@ -31,6 +33,21 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x)), attended.k, attended.v
 
 
+@partial(jax.jit, static_argnums=0)
+def run_block(
+    graph: nnx.GraphDef[Block],
+    values: nnx.State,
+    x: jax.Array,
+    cos: jax.Array,
+    sin: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    attend: Attend,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One layer. Compiled as part of its caller; a function of its own so that layers alike are traced once."""
+    return nnx.merge(graph, values)(x, cos, sin, (k, v), attend)
+
+
 class Llama(nnx.Module):
     """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
 
@@ -47,7 +64,8 @@ class Llama(nnx.Module):
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool."""
         ks, vs = list(pool.k), list(pool.v)
         for i, block in enumerate(self.blocks):
-            x, ks[i], vs[i] = block(x, cos, sin, (ks[i], vs[i]), attend)
+            graph, values = nnx.split(block)
+            x, ks[i], vs[i] = run_block(graph, values, x, cos, sin, ks[i], vs[i], attend)
         return self.final_norm(x), Pool(tuple(ks), tuple(vs))
 
     def logits(self, hidden: jax.Array) -> jax.Array:

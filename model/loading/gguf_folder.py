@@ -54,6 +54,9 @@ def config(file: GgufFile) -> dict[str, object]:
             key="model.source",
             suggestion=f"supported in GGUF files are {', '.join(_ARCHITECTURES)}",
         )
+    if (parts := file.number("split.count", 1)) > 1:
+        what = f"{file.path} is one of {parts} parts of a model"
+        raise ConfigError(what, key="model.source", suggestion="merge them with llama-gguf-split --merge")
     if "token_embd.weight" not in file.tensors:
         raise ConfigError(f"{file.path} has no tensor token_embd.weight", key="model.source")
     heads = int(file.number(f"{kind}.attention.head_count"))

@@ -40,10 +40,15 @@ class _Rope(Struct, frozen=True):
         return self.rope_type or self.type
 
 
+class _Kind(Struct, frozen=True):
+    """What config.json is asked first."""
+
+    architectures: list[str] = []
+
+
 class _Config(Struct, frozen=True):
     """The keys of config.json that mean something here, with the defaults of transformers."""
 
-    architectures: list[str]
     hidden_size: Count
     intermediate_size: Count
     num_hidden_layers: Count
@@ -84,11 +89,11 @@ def read_config(folder: ModelFolder) -> ModelSpec:
         ConfigError: the architecture, or something that the model asks for, is not supported.
     """
     path = folder.path / "config.json"
-    config = read_json(path, _Config)
-    name = config.architectures[0] if config.architectures else ""
+    name = next(iter(read_json(path, _Kind).architectures), "")
     if name not in ARCHITECTURES:
         what = f"{path}: the architecture {name or 'of this model'} is not supported"
         raise ConfigError(what, key="model.source", suggestion=f"supported are {', '.join(ARCHITECTURES)}")
+    config = read_json(path, _Config)
     if config.num_attention_heads % (config.num_key_value_heads or config.num_attention_heads):
         raise ConfigError(f"{path}: num_attention_heads is no multiple of num_key_value_heads", key="model.source")
     rope = config.rope_parameters or config.rope_scaling or _Rope()

@@ -191,7 +191,11 @@ def _built(cache_dir: Path, name: str, source: str, build: Callable[[Path], None
             staging = target.with_name(f".{name}.partial")
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
-            build(staging)
+            try:
+                build(staging)
+            except ConfigError:
+                shutil.rmtree(staging)
+                raise
             (staging / SOURCE_FILE).write_bytes(msgspec.json.encode(Origin(source)))
             staging.rename(target)
     except OSError as error:

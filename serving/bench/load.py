@@ -95,11 +95,12 @@ def percentile_ms(seconds: Sequence[float], percent: int) -> float:
 
 def table(rows: Sequence[Figures]) -> Iterator[str]:
     """Lines for people."""
-    yield f"{'workload':9}{'done':>6}{'out tok/s':>11}{'all tok/s':>11}{'TTFT p50':>10}{'p99':>10}{'TPOT':>9}{'ITL p50':>9}{'p99':>9}"
+    names = ("out tok/s", "all tok/s", "TTFT p50", "TTFT p99", "TPOT p50", "ITL p50", "ITL p99")
+    yield f"{'workload':9}{'done':>6}" + "".join(f"{name:>11}" for name in names) + "   (ms)"
     for row in rows:
         yield (
-            f"{row.workload:9}{row.completed:6}{row.out_tok_s:11.1f}{row.all_tok_s:11.1f}{row.ttft_p50_ms:10.1f}"
-            f"{row.ttft_p99_ms:10.1f}{row.tpot_p50_ms:9.1f}{row.itl_p50_ms:9.1f}{row.itl_p99_ms:9.1f}"
+            f"{row.workload:9}{row.completed:6}{row.out_tok_s:11.1f}{row.all_tok_s:11.1f}{row.ttft_p50_ms:11.1f}"
+            f"{row.ttft_p99_ms:11.1f}{row.tpot_p50_ms:11.1f}{row.itl_p50_ms:11.1f}{row.itl_p99_ms:11.1f}"
         )
 
 

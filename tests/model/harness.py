@@ -134,7 +134,7 @@ def decode(shapes: Shapes, size: int, rows: list[Row]) -> StepInput:
 def place(fields: dict[str, np.ndarray], tokens: np.ndarray, index: int, offset: int, row: Row) -> None:
     length = row.end - row.start
     tokens[offset : offset + length] = row.ids[row.start : row.end]
-    fields["slots"][index] = index + 1
+    fields["slots"][index] = index % 4 + 1
     fields["starts"][index], fields["lengths"][index], fields["offsets"][index] = row.start, length, offset
     fields["table"][index, : row.pages.size] = row.pages
 

@@ -34,7 +34,13 @@ class Service:
 
 @contextmanager
 def serve(
-    folder: Path, script: Script, *, pace_s: float = 0.0, config: EngineConfig | None = None, ready: bool = True
+    folder: Path,
+    script: Script,
+    *,
+    pace_s: float = 0.0,
+    config: EngineConfig | None = None,
+    ready: bool = True,
+    send_buffer: int | None = None,
 ) -> Iterator[Service]:
     """Run until the block ends."""
     started: list[Service] = []
@@ -46,7 +52,11 @@ def serve(
         engine, collector, sink = FakeEngine(script, pace_s), FakeCollector(), Sink()
         client = EngineClient([engine], frontend=0, stats=sink)
         app = build_app(config, client, collector)
-        listener = socket.create_server(("127.0.0.1", 0))
+        # asyncio turns Nagle's delay off only for sockets that name their protocol
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        listener.bind(("127.0.0.1", 0))
+        if send_buffer is not None:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         port = listener.getsockname()[1]
         options = {"log_level": "warning", "lifespan": "on", "ws": "none", "timeout_graceful_shutdown": 1}
         server = uvicorn.Server(uvicorn.Config(app, **options))

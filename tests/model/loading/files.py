@@ -11,9 +11,9 @@ THETA = 500_000.0
 ALPHABET = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
 """The 256 letters that a byte-level vocabulary writes bytes with."""
 SPECIAL = ["<|unk|>", "<|im_start|>", "<|im_end|>"]
-MERGED = ["he", "ll", "hell"]
+MERGED = ["he", "ll", "hell", "xyz"]
 TOKENS = [*SPECIAL, *ALPHABET, *MERGED]
-MERGES = ["h e", "l l", "he ll"]
+MERGES = ["h e", "l l", "he ll"]  # none leads to xyz
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 
 

@@ -61,6 +61,12 @@ def test_a_text_falls_into_the_words_of_its_family(pre: str, words: list[str], t
     assert [word for word, _ in built.pre_tokenizer.pre_tokenize_str(" abc1234'll  x")] == words
 
 
+def test_only_llama_3_takes_a_word_that_is_a_token_without_merging(tmp_path: Path):
+    assert tokenizer(changed(tmp_path / "m.gguf")).encode("xyz").tokens == ["x", "y", "z"]
+    built = tokenizer(changed(tmp_path / "n.gguf", tokenizer__ggml__pre="llama-bpe"))
+    assert built.encode("xyz").tokens == ["xyz"]
+
+
 def test_only_qwen_composes_letters(tmp_path: Path):
     assert tokenizer(changed(tmp_path / "m.gguf")).normalizer is None
     built = tokenizer(changed(tmp_path / "n.gguf", tokenizer__ggml__pre="qwen2"))
@@ -80,6 +86,7 @@ def test_only_qwen_composes_letters(tmp_path: Path):
             {"general__architecture": "gemma3"},
             "'gemma3' is not supported; supported in GGUF files are llama, qwen2, qwen3",
         ),
+        ({"split__count": 3}, "one of 3 parts"),
         ({"llama__block_count": "two"}, "llama.block_count is missing"),
     ],
 )

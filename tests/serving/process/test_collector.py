@@ -229,6 +229,37 @@ def test_a_cancelled_receive_is_cancelled_and_loses_no_message(house: House) -> 
     channel.close()
 
 
+def test_an_engine_that_always_has_a_message_leaves_time_for_everything_else(house: House) -> None:
+    channel = ZmqChannel(house.context, house.endpoints, replica=0)
+
+    async def main() -> None:
+        context = zmq.asyncio.Context()
+        link = Link(context, house.endpoints, 0)
+        await link.greet()
+        assert channel.receive(WAIT_S) == []
+        for _ in range(500):
+            channel.send(0, Batch(messages=[]))
+        await asyncio.sleep(0.2)  # all of them wait
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        for _ in range(500):
+            await link.receive()
+        counting.cancel()
+        assert turns >= 20
+        link.close()
+        context.term()
+
+    asyncio.run(main())
+    channel.close()
+
+
 def vitals_ready() -> Vitals:
     vitals = Vitals(0.0)
     vitals.ready(0.0)

@@ -61,7 +61,8 @@ def test_livez_answers_before_the_engine_is_ready_and_readyz_only_then(tmp_path:
         assert service.status("/readyz") == 503
         assert service.status("/health") == 503
         early = service.generate([65], 1)
-        assert early.status_code == 503 and int(early.headers["retry-after"]) >= 1
+        assert early.status_code == 503
+        assert int(early.headers["retry-after"]) >= 1
         service.wait_for("/readyz", 200)
         assert service.status("/health") == 200
         assert service.generate([65, 66, 67], 6).json()["output_ids"] == [65, 66, 67, 65, 66, 67]
@@ -76,7 +77,8 @@ def test_a_killed_engine_ends_streams_with_an_error_and_the_launcher_says_why(tm
             if len(seen) == 3:
                 os.kill(service.engine_pid, signal.SIGKILL)
         assert len(seen) >= 4
-        assert seen[-1] == "[DONE]" and "error" in json.loads(seen[-2])
+        assert seen[-1] == "[DONE]"
+        assert "error" in json.loads(seen[-2])
         assert service.status("/health") == 503
         assert service.wait() == 1
         assert "error: the engine process was killed by SIGKILL" in service.said
@@ -104,7 +106,8 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         with serving(tmp_path, port=port) as service:
             assert service.wait() == 2
-            assert str(port) in service.said and "--port" in service.said
+            assert str(port) in service.said
+            assert "--port" in service.said
             assert not (service.folder / "engine.pid").exists()
 
 
@@ -117,7 +120,8 @@ def test_sigterm_lets_twenty_streams_finish_and_refuses_new_ones_at_once(tmp_pat
         service.signal(signal.SIGTERM)
         service.wait_for("/readyz", 503)
         refused = service.generate([65], 1)
-        assert refused.status_code == 503 and "retry-after" in refused.headers
+        assert refused.status_code == 503
+        assert "retry-after" in refused.headers
         assert service.status("/livez") == 200
         for rest in threads.map(list, streams):
             assert rest[-1] == "[DONE]"
@@ -194,8 +198,8 @@ def test_a_reader_that_stops_reading_is_cut_off_and_costs_no_memory(tmp_path: Pa
         request = json.dumps(asked).encode()
         with socket.create_connection(("127.0.0.1", int(service.url.rpartition(":")[2]))) as stalled:
             stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(request)}\r\n\r\n"
-            stalled.sendall(head.encode() + request)
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            stalled.sendall(f"{head}Content-Length: {len(request)}\r\n\r\n".encode() + request)
             deadline = time.monotonic() + WAIT_S
             while metric(service.client.get("/metrics").text, "radjax_num_aborted_requests_total") == 0:
                 assert time.monotonic() < deadline, "the stalled reader was never cut off"
