@@ -47,7 +47,7 @@ def all_programs(shapes: Shapes) -> list[Program]:
     lean = ladder(shapes, Variant.LEAN)
     first = essential(shapes)
     rest = [program for program in lean if program not in first]
-    return [*first, *rest, *ladder(shapes, Variant.FULL), Program(Family.SCORE, Variant.FULL, shapes.score_tokens)]
+    return [*first, *rest, *ladder(shapes, Variant.FULL), Program(Family.SCORE, Variant.LEAN, shapes.score_tokens)]
 
 
 def ladder(shapes: Shapes, variant: Variant) -> list[Program]:

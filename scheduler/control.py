@@ -74,8 +74,8 @@ class Control:
         }
 
     def handle(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
-        """Do what the command asks. A failure is answered to its sender and the engine lives. (Document: O-14.)"""
-        try:
+        """Do what the command asks. A failure is answered to its sender and the engine lives."""
+        try:  # document: O-14
             return self._handlers[type(command)](origin, command, now_ns)
         except Exception:
             logger.exception("a command of frontend %d failed: %s", origin, _name(command))

@@ -15,7 +15,8 @@ def check(roster: Roster) -> None:
         assert 0 <= request.inflight <= request.unread, "tokens in flight were counted wrongly"
         assert request.finish is None or request.unread, "an ended request with nothing in flight still runs"
     for request in roster.waiting.values():
-        assert request.lease is None and not request.unread, "a waiting request holds something"
+        assert request.lease is None, "a waiting request holds pages"
+        assert not request.unread, "a waiting request has a row in flight"
         assert request.finish is None, "an ended request waits"
     assert roster.waiting_tokens == sum(r.prompt_len for r in roster.waiting.values()), "waiting tokens are miscounted"
     leases = roster.kv.num_leases

@@ -70,9 +70,7 @@ class Recorder:
         key: of the permutation; None records token ids in clear.
     """
 
-    def __init__(
-        self, file: BinaryIO, shapes: Shapes, settings: Settings, limit_bytes: int, key: bytes | None
-    ) -> None:
+    def __init__(self, file: BinaryIO, shapes: Shapes, settings: Settings, limit_bytes: int, key: bytes | None) -> None:
         self._file = file
         self._left = limit_bytes
         self._key = key
@@ -160,7 +158,6 @@ def read_frames(path: Path) -> Iterator[Frame]:
             if len(data) < length:
                 return
             yield decoder.decode(data)
-
 
 
 def _sampled(shapes: Shapes, event: Committed) -> list[int]:

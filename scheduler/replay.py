@@ -1,6 +1,7 @@
 """Feeds a recording back and sees to it that every plan comes out the same, byte for byte."""
 
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +121,6 @@ def replay(path: Path) -> int:
     comparer = _Comparer(left.plans)
     runner = _ReplayRunner(header.shapes, left.tokens)
     engine = assemble(_ReplayPort(left.ticks), runner, header.settings, (comparer,))
-    try:
+    with suppress(_RecordingEnded):
         run(engine, header.settings.depth)
-    except _RecordingEnded:
-        pass
     return comparer.compared

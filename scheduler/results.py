@@ -143,7 +143,8 @@ def _logprobs(token: int, count: int, row: int, output: StepOutput) -> TokenLogp
     assert output.logprobs is not None, "a full step yields log probabilities"
     if not count:
         return TokenLogprobs(token, float(output.logprobs[row]), [], [])
-    assert output.top_ids is not None and output.top_logprobs is not None, "a full step yields the best tokens"
+    assert output.top_ids is not None, "a full step yields the best tokens"
+    assert output.top_logprobs is not None, "a full step yields the best tokens' log probabilities"
     return TokenLogprobs(
         token,
         float(output.logprobs[row]),

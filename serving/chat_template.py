@@ -120,7 +120,7 @@ def _segments(rendered: str, mark: str) -> list[Segment]:
 
 def _unused_mark(texts: Sequence[str]) -> str:
     """A private-use character that no text of the client holds."""
-    used: set[str] = set().union(*map(set, texts))
+    used = {char for text in texts for char in text}
     mark = next((char for char in map(chr, range(0xF0000, 0xF4000)) if char not in used), None)
     if mark is None:
         raise invalid("The messages use too many private characters.", "messages")

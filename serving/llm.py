@@ -6,7 +6,7 @@ with LLM("configs/smollm2-135m.yaml") as llm:
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -144,7 +144,7 @@ class LLM:
             pass
         return outputs
 
-    def stream(self, prompt: Prompt, options: SamplingOptions = DEFAULT) -> Iterator[str]:
+    def stream(self, prompt: Prompt, options: SamplingOptions = DEFAULT) -> Generator[str, None, None]:
         """The pieces of one continuation as they come; closing the iterator ends the request.
 
         Raises:

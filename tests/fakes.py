@@ -133,36 +133,45 @@ class KVEchoRunner:
         num_rows = shapes.rows(step.family, step.size)
         columns = [step.slots, step.starts, step.lengths, step.offsets]
         assert all(c.shape == (num_rows,) and c.dtype == np.int32 for c in columns)
-        assert step.sample.shape == (num_rows,) and step.sample.dtype == np.bool_
-        assert step.tokens.shape == (step.size,) and step.tokens.dtype == np.int32
+        assert step.sample.shape == (num_rows,)
+        assert step.sample.dtype == np.bool_
+        assert step.tokens.shape == (step.size,)
+        assert step.tokens.dtype == np.int32
         assert [t.shape for t in step.page_tables] == [(num_rows, shapes.pages_per_row)]
         assert (step.full is not None) == (step.variant is Variant.FULL)
         assert (step.targets is not None) == (step.family is Family.SCORE)
         assert step.full is not None or not step.counts
         used = np.flatnonzero(step.lengths)
         padding = np.setdiff1d(np.arange(num_rows), used)
-        assert not step.slots[padding].any() and not step.sample[padding].any()
+        assert not step.slots[padding].any()
+        assert not step.sample[padding].any()
         assert not step.page_tables[0][padding].any()
-        assert step.slots[used].all() and len(set(step.slots[used].tolist())) == len(used), "a slot has two rows"
+        assert step.slots[used].all()
+        assert len(set(step.slots[used].tolist())) == len(used), "a slot has two rows"
         taken = np.zeros(step.size, bool)
         for row in used:
             begin, length = int(step.offsets[row]), int(step.lengths[row])
-            assert begin + length <= step.size and not taken[begin : begin + length].any(), "rows overlap"
+            assert begin + length <= step.size
+            assert not taken[begin : begin + length].any(), "rows overlap"
             taken[begin : begin + length] = True
-        assert step.num_tokens == taken.sum() and not step.tokens[~taken].any(), "padding tokens must be 0"
+        assert step.num_tokens == taken.sum()
+        assert not step.tokens[~taken].any(), "padding tokens must be 0"
         self._check_rows(step, used)
 
     def _check_rows(self, step: StepInput, used: np.ndarray) -> None:
         shapes, count = self.shapes, step.num_decode
         decode = used[used < count]
-        assert decode.tolist() == list(range(count)) and (step.lengths[:count] == 1).all()
-        assert step.offsets[:count].tolist() == list(range(count)) and step.sample[:count].all()
+        assert decode.tolist() == list(range(count))
+        assert (step.lengths[:count] == 1).all()
+        assert step.offsets[:count].tolist() == list(range(count))
+        assert step.sample[:count].all()
         pieces = used[used >= count].tolist()
         if step.family is Family.DECODE:
             assert not pieces
             return
         first = min(shapes.max_rows, step.size) if step.family is Family.MIXED else 0
-        assert pieces == list(range(first, first + len(pieces))) and pieces
+        assert pieces == list(range(first, first + len(pieces)))
+        assert pieces
         assert len(pieces) <= (shapes.max_pieces if step.family is Family.MIXED else 1)
         assert count <= first
         assert all(int(step.offsets[row]) % shapes.tile == 0 for row in pieces)

@@ -1,6 +1,6 @@
 """Thousands of requests of random size and fate against a running server: nothing may hang, leak or fall over.
 
-``python -m tests.benchmarks.soak --url http://127.0.0.1:30000 --requests 2000``. Each request streams or not, and is read
+``python -m tests.benchmarks.soak --url http://127.0.0.1:30000 --requests 2000``. Each streams or not, and is read
 to its end, aborted by id, or abandoned. Afterwards every one has ended, nothing runs or waits, and ``/health`` is 200.
 """
 

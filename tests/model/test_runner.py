@@ -185,7 +185,6 @@ def test_scoring_gives_the_reference_log_probability_of_every_target(runner: Jax
     score = dataclasses.replace(
         step,
         family=Family.SCORE,
-        variant=Variant.FULL,
         lengths=np.array([30], np.int32),
         offsets=np.array([0], np.int32),
         sample=np.array([False]),

@@ -89,7 +89,9 @@ def check_request(request: Generate, entry: Heard, vocab: int, interrupted: bool
         if finished.reason is FinishReason.LENGTH:
             assert len(expected) == request.params.max_new_tokens
         else:
-            assert finished.reason is FinishReason.STOP and last_stops and finished.matched == expected[-1]
+            assert finished.reason is FinishReason.STOP
+            assert last_stops
+            assert finished.matched == expected[-1]
         check_scores(request, entry)
     if not request.stream:
         assert entry.deltas == 0
@@ -98,7 +100,8 @@ def check_request(request: Generate, entry: Heard, vocab: int, interrupted: bool
     if request.params.logprobs is not None:
         for index, (token, got) in enumerate(zip(entry.tokens, entry.logprobs, strict=True)):
             sequence = [*request.prompt, *expected[:index]]
-            assert got.token == token and got.logprob == echo_logprob(sequence, token)
+            assert got.token == token
+            assert got.logprob == echo_logprob(sequence, token)
             assert len(got.top_ids) == request.params.logprobs
 
 

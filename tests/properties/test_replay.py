@@ -74,7 +74,9 @@ def test_token_ids_are_permuted_with_the_key_unless_wanted_in_clear(tmp_path: Pa
 
     assert prompt(None) == [3, 3, 4, 5]
     hidden = prompt(b"k")
-    assert hidden != [3, 3, 4, 5] and hidden[0] == hidden[1] and len(set(hidden)) == 3
+    assert hidden != [3, 3, 4, 5]
+    assert hidden[0] == hidden[1]
+    assert len(set(hidden)) == 3
     assert hidden != prompt(b"other")
 
 

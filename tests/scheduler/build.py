@@ -28,7 +28,7 @@ SETTINGS = Settings(
 def ask(rid: str, prompt: list[int], max_new_tokens: int, *, stream: bool = True, **params: object) -> Generate:
     """A request that ends by length unless told otherwise."""
     settled = {"ignore_eos": True, "seed": 1, "max_new_tokens": max_new_tokens} | params
-    return Generate(rid=rid, prompt=prompt, params=SamplingParams(**settled), stream=stream)  # pyright: ignore
+    return Generate(rid=rid, prompt=prompt, params=SamplingParams(**settled), stream=stream)  # pyright: ignore[reportArgumentType]
 
 
 @dataclass
@@ -65,9 +65,7 @@ class Played:
         return [answer for _, answer in self.port.answers if isinstance(answer, Reply)]
 
 
-def play(
-    script: dict[int, list[Command]], settings: Settings = SETTINGS, shapes: Shapes = SHAPES
-) -> Played:
+def play(script: dict[int, list[Command]], settings: Settings = SETTINGS, shapes: Shapes = SHAPES) -> Played:
     """Run commands by turn until all is done."""
     turns: dict[int, list[tuple[int, Command]]] = {
         turn: [(0, command) for command in commands] for turn, commands in script.items()

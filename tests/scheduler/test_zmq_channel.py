@@ -176,3 +176,11 @@ def test_figures_reach_the_collector(wire: Wire) -> None:
     wire.channel.report(stats)
     assert wire.stats.poll(round(WAIT_S * 1000))
     assert msgspec.msgpack.decode(wire.stats.recv(), type=StepStats) == stats
+
+
+def test_a_command_in_a_message_of_several_frames_is_dropped_whole(wire: Wire) -> None:
+    with wire.frontend(0) as frontend:
+        frontend.send_multipart([msgspec.msgpack.encode(Abort(rid="a")), b"more"])
+        frontend.send(msgspec.msgpack.encode(Abort(rid="b")))
+        assert wire.commands(1) == [(0, Abort(rid="b"))]
+    assert wire.channel.counts.undecodable == 1

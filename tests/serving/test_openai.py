@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from scheduler.commands import Abort, Generate, Rejected, Stop
 from tests.serving.fakes import make_config
 from tests.serving.service import Service, serve
+from tests.serving.test_streams import until
 
 ANSWER = "The capital of France is Paris."
 
@@ -95,7 +96,7 @@ def test_a_stop_string_ends_text_usage_and_engine(client, service):
     assert reply.choices[0].matched_stop == "France"
     stop = [command for command in service.engine.heard if isinstance(command, Stop)][-1]
     assert stop.num_tokens == reply.usage.completion_tokens
-    assert service.client.num_open == 0
+    until(lambda: service.client.num_open == 0, "the engine's own end was not awaited")
 
 
 def test_lm_eval_reads_the_log_probability_of_a_continuation(service, folder):

