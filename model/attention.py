@@ -6,15 +6,18 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
 from model.batch import Batch, Program
 from model.interface import Family, Shapes
+from model.kernels.paged_decode import Launch, paged_decode
 from model.kv_pool import POOL_AXES, write
 from model.layers.attention import Attend, AttendedLayer
 from model.layers.paged_xla import Blocking, Tiles, attend_pieces, attend_rows
 from model.positions import Positions
+from model.registry import Blueprint
+from model.spec import AttentionKind
 from sharding.axes import partition
 
 BLOCK_TOKENS = 64
@@ -34,7 +37,7 @@ class Rows(NamedTuple):
 class Backend:
     """What is fixed when a program is traced."""
 
-    mesh: Mesh
+    model: Blueprint
     shapes: Shapes
 
     def blocking(self) -> Blocking:
@@ -49,11 +52,11 @@ class Backend:
         decode = decode_rows(program, self.shapes)
         pieces = None if program.family is Family.DECODE else locate_tiles(batch, where, decode, blocking.tile)
         length = batch.starts + batch.lengths
-        local = partial(layer, decode=decode, blocking=blocking)
+        local = partial(layer, decode=decode, blocking=blocking, kind=self.model.attention)
         heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
         sharded = jax.shard_map(
             local,
-            mesh=self.mesh,
+            mesh=self.model.mesh,
             in_specs=(heads, heads, heads, pool, pool, whole),
             out_specs=(heads, pool, pool),
             check_vma=False,
@@ -97,14 +100,16 @@ def layer(
     *,
     decode: int,
     blocking: Blocking,
+    kind: AttentionKind,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One layer on one shard."""
     pool_k = write(pool_k, rows.where.page, rows.where.offset, k)
     pool_v = write(pool_v, rows.where.page, rows.where.offset, v)
+    attend = partial(paged_decode, launch=Launch()) if kind == "pallas" else partial(attend_rows, blocking=blocking)
     if rows.pieces is None:
-        return attend_rows(q, pool_k, pool_v, rows.table, rows.length, blocking), pool_k, pool_v
+        return attend(q, pool_k, pool_v, rows.table, rows.length), pool_k, pool_v
     out = jnp.zeros(q.shape, jnp.float32)
     if decode:
-        done = attend_rows(q[:decode], pool_k, pool_v, rows.table[:decode], rows.length[:decode], blocking)
+        done = attend(q[:decode], pool_k, pool_v, rows.table[:decode], rows.length[:decode])
         out = jax.lax.dynamic_update_slice_in_dim(out, done, 0, axis=0)
     return attend_pieces(out, q, pool_k, pool_v, rows.table, rows.pieces, blocking), pool_k, pool_v

@@ -4,14 +4,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from model.interface import Shapes
-from model.kv_pool import Pool, pool_shape, pool_sharding
-from model.spec import ModelSpec
+from model.kv_pool import POOL_AXES, Pool, stored
+from model.registry import Blueprint
 from model.vocabulary import padded_vocab
 from sharding.axes import named
-from sharding.heads import HeadLayout
 from sharding.mesh import tensor_size
 
 
@@ -33,15 +31,11 @@ class DeviceState(NamedTuple):
     counts: Counts
 
 
-def state_shapes(
-    spec: ModelSpec, layout: HeadLayout, shapes: Shapes, num_pages: int, dtype: str, mesh: Mesh
-) -> DeviceState:
+def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int) -> DeviceState:
     """The state as shapes with shardings; ``num_pages`` counts page 0 too."""
-    slots = shapes.max_rows + 1
-    page = jax.ShapeDtypeStruct(
-        *pool_shape(num_pages, layout.num_kv_heads, shapes.page_size, spec.head_dim, dtype),
-        sharding=pool_sharding(mesh),
-    )
+    spec, mesh, slots = model.spec, model.mesh, shapes.max_rows + 1
+    pages = (num_pages, model.layout.num_kv_heads, shapes.page_size, spec.head_dim)
+    page = jax.ShapeDtypeStruct(*stored(pages, model.dtype, model.attention), sharding=named(mesh, POOL_AXES))
     layers = tuple(page for _ in range(spec.num_layers))
     vocab = padded_vocab(spec.vocab_size, tensor_size(mesh))
     counts = jax.ShapeDtypeStruct((slots, vocab), jnp.int16, sharding=named(mesh, (None, "vocab")))

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
 
-from sharding.axes import named
+from model.spec import AttentionKind, Dtype
 
 
 class Pool(NamedTuple):
@@ -24,18 +23,11 @@ class Pool(NamedTuple):
 POOL_AXES = (None, "kv_heads", None, None)
 
 
-def pool_shape(
-    pages: int, kv_heads: int, page_size: int, head_dim: int, dtype: str
-) -> tuple[tuple[int, ...], jnp.dtype]:
-    """Shape and storage dtype of one layer's K (or V) array."""
-    if dtype == "bfloat16":
-        return (pages, kv_heads, page_size, head_dim // 2), jnp.dtype(jnp.uint32)
-    return (pages, kv_heads, page_size, head_dim), jnp.dtype(jnp.float32)
-
-
-def pool_sharding(mesh: Mesh) -> NamedSharding:
-    """KV heads over the tensor axis."""
-    return named(mesh, POOL_AXES)
+def stored(shape: tuple[int, ...], dtype: Dtype, attention: AttentionKind) -> tuple[tuple[int, ...], jnp.dtype]:
+    """Shape and storage dtype of an array of keys or values ``[..., head_dim]``; a kernel reads plain elements."""
+    if dtype == "bfloat16" and attention == "xla":
+        return (*shape[:-1], shape[-1] // 2), jnp.dtype(jnp.uint32)
+    return shape, jnp.dtype(dtype)
 
 
 def to_words(x: jax.Array, storage: jnp.dtype) -> jax.Array:
@@ -47,7 +39,7 @@ def to_words(x: jax.Array, storage: jnp.dtype) -> jax.Array:
 
 
 def from_words(words: jax.Array) -> jax.Array:
-    """Stored words back as bfloat16 or float32 values ``[..., head_dim]``."""
+    """Stored elements back as bfloat16 or float32 values ``[..., head_dim]``."""
     if words.dtype == jnp.uint32:
         pairs = jax.lax.bitcast_convert_type(words, jnp.bfloat16)
         return pairs.reshape(*words.shape[:-1], words.shape[-1] * 2)

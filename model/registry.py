@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from configs.schema import ModelFacts
 from model.arch.llama import Llama
-from model.spec import ModelSpec
+from model.spec import AttentionKind, Dtype, ModelSpec
 from model.vocabulary import padded_vocab
 from sharding.axes import named
 from sharding.heads import HeadLayout, head_layout
@@ -25,7 +25,8 @@ class Blueprint:
     spec: ModelSpec
     layout: HeadLayout
     mesh: Mesh
-    dtype: str
+    dtype: Dtype
+    attention: AttentionKind
     graph: nnx.GraphDef[Any]
     treedef: jax.tree_util.PyTreeDef
     leaves: dict[str, jax.ShapeDtypeStruct]
@@ -41,7 +42,7 @@ class Blueprint:
         return sum(leaf.size * leaf.dtype.itemsize for leaf in self.leaves.values())
 
 
-def blueprint(spec: ModelSpec, mesh: Mesh, dtype: str) -> Blueprint:
+def blueprint(spec: ModelSpec, mesh: Mesh, dtype: Dtype, attention: AttentionKind = "xla") -> Blueprint:
     """Lay out the model of ``spec`` on ``mesh`` with matrices in ``dtype``; nothing is allocated."""
     shards = tensor_size(mesh)
     layout = head_layout(spec.num_heads, spec.num_kv_heads, shards)
@@ -53,7 +54,7 @@ def blueprint(spec: ModelSpec, mesh: Mesh, dtype: str) -> Blueprint:
         value = variable.get_value()
         sharding = named(mesh, variable.get_metadata("logical"))
         names[".".join(map(str, path))] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-    return Blueprint(spec, layout, mesh, dtype, graph, jax.tree.structure(state), names)
+    return Blueprint(spec, layout, mesh, dtype, attention, graph, jax.tree.structure(state), names)
 
 
 def facts(spec: ModelSpec) -> ModelFacts:

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
+Dtype = Literal["float32", "bfloat16"]
+AttentionKind = Literal["xla", "pallas"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -61,7 +61,7 @@ def forward(
     where, cos, sin = jax.lax.optimization_barrier((where, cos, sin))
     module = model.merge(leaves)
     x = embed(module.embedding[...], token_ids(batch, where, state), model.mesh)
-    attend = Backend(model.mesh, shapes).attend(program, batch, where)
+    attend = Backend(model, shapes).attend(program, batch, where)
     hidden, pool = module(x, cos, sin, state.pool, attend)
     return hidden, state._replace(pool=pool)
 

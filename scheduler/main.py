@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -108,6 +108,7 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
     mesh, hardware, tensor = build_mesh(config.parallel), hardware_facts(), config.parallel.tensor
     held = blueprint(spec, mesh, weight_dtype(config.model.dtype, hardware.platform))
     resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
+    held = replace(held, attention=resolved.attention)
     shapes = make_shapes(
         resolved.max_running_requests,
         resolved.chunk_tokens,
@@ -115,7 +116,7 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
         resolved.context_length,
         spec.vocab_size,
     )
-    state = state_shapes(spec, held.layout, shapes, resolved.num_pages + 1, resolved.dtype, mesh)
+    state = state_shapes(held, shapes, resolved.num_pages + 1)
     programs = Programs(
         Recipe(held, shapes, state),
         sorted({min(COUNT_SIZE, resolved.context_length), resolved.context_length}),

@@ -343,7 +343,10 @@ class EngineClient:
 
 
 _OUTCOMES: dict[FinishReason, Literal["stop", "length", "abort"]] = {
-    FinishReason.STOP: "stop", FinishReason.LENGTH: "length", FinishReason.ABORT: "abort"}
+    FinishReason.STOP: "stop",
+    FinishReason.LENGTH: "length",
+    FinishReason.ABORT: "abort",
+}
 
 
 def _refusal(answer: Rejected) -> RequestError:

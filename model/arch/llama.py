@@ -5,12 +5,12 @@ from functools import partial
 import jax
 from flax import nnx
 
+from model.kv_pool import Pool
 from model.layers.attention import Attend, Attention
 from model.layers.linear import matmul
 from model.layers.mlp import GatedMLP
 from model.layers.norm import RMSNorm
 from model.layers.parameter import weight
-from model.kv_pool import Pool
 from model.spec import ModelSpec
 from sharding.heads import HeadLayout
 

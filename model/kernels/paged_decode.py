@@ -103,7 +103,18 @@ def paged_decode_ref(
 
 
 def _kernel(
-    q_ref, k_ref, v_ref, table_ref, length_ref, out_ref, top_ref, total_ref, *, page_size: int, block_pages: int, turns: int
+    q_ref,
+    k_ref,
+    v_ref,
+    table_ref,
+    length_ref,
+    out_ref,
+    top_ref,
+    total_ref,
+    *,
+    page_size: int,
+    block_pages: int,
+    turns: int,
 ) -> None:
     """One row, one KV head, one split."""
     span = block_pages * page_size

@@ -56,7 +56,7 @@ def fold(state: Softmax, scores: jax.Array, values: jax.Array) -> Softmax:
 
 
 def finish(state: Softmax) -> jax.Array:
-    """float32[N, kv, Q, head_dim]; rows that saw no key hold zeros."""
+    """float32[N, kv, Q, head_dim]; rows that saw no key are padding and hold some finite value."""
     return state.acc / jnp.maximum(state.total, 1e-30)[..., None]
 
 

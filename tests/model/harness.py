@@ -71,7 +71,7 @@ def open_bench(folder: Path, tensor: int = 1, dtype: str = "float32") -> Bench:
     model = blueprint(spec, mesh, dtype)
     leaves = load_weights(Model(source=str(folder)), source, model, lambda done, total: None)
     shapes = tiny_shapes(spec.vocab_size)
-    state = allocate(state_shapes(spec, model.layout, shapes, NUM_PAGES, dtype, mesh))
+    state = allocate(state_shapes(model, shapes, NUM_PAGES))
     return Bench(model, tuple(leaves[name] for name in model.leaves), shapes, state)
 
 

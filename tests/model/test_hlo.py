@@ -40,7 +40,7 @@ def optimised(tensor: int, program: Program) -> str:
     mesh = build_mesh(Parallel(tensor=tensor))
     model = blueprint(SPEC, mesh, "bfloat16")
     shapes = make_shapes(8, 64, 16, SPEC.context_length, SPEC.vocab_size)
-    recipe = Recipe(model, shapes, state_shapes(SPEC, model.layout, shapes, 257, "bfloat16", mesh))
+    recipe = Recipe(model, shapes, state_shapes(model, shapes, 257))
     return recipe.compile(program).as_text()
 
 
@@ -50,7 +50,9 @@ def test_a_decode_step_converts_and_copies_no_pool_and_no_matrix(tensor: int) ->
     pool = rf"\[257,{3 * (2 if tensor == 2 else 1) // tensor},16,"
     matrices = r"\[(576|1536|49152|24576),(576|960|1536|3072|49152|24576)\]"
     for line in hlo.splitlines():
-        assert not re.search(rf"= (f32|bf16)({pool}|{matrices})\S* (convert|copy|fusion|all-gather)\(", line), line[:200]
+        assert not re.search(rf"= (f32|bf16)({pool}|{matrices})\S* (convert|copy|fusion|all-gather)\(", line), line[
+            :200
+        ]
 
 
 def test_a_tensor_parallel_decode_step_has_two_all_reduces_a_layer_and_no_all_gather() -> None:

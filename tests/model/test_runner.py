@@ -39,7 +39,7 @@ PAGES = [np.arange(1 + 10 * i, 11 + 10 * i, dtype=np.int32) for i in range(4)]
 def programs() -> Programs:
     spec = read_config(model_folder(FOLDER))
     model = blueprint(spec, build_mesh(Parallel()), "float32")
-    state = state_shapes(spec, model.layout, SHAPES, NUM_PAGES, "float32", model.mesh)
+    state = state_shapes(model, SHAPES, NUM_PAGES)
     programs = Programs(Recipe(model, SHAPES, state), (16, 64), lambda report: None)
     programs.start()
     programs.wait_all()
@@ -189,9 +189,7 @@ def test_scoring_gives_the_reference_log_probability_of_every_target(runner: Jax
         offsets=np.array([0], np.int32),
         sample=np.array([False]),
         page_tables=(step.page_tables[0][row : row + 1],),
-        sampling=dataclasses.replace(
-            step.sampling, **{k: v[:1] for k, v in dataclasses.asdict(step.sampling).items()}
-        ),
+        sampling=dataclasses.replace(step.sampling, **{k: v[:1] for k, v in dataclasses.asdict(step.sampling).items()}),
         targets=targets,
         **one,
     )

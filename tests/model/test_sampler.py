@@ -124,9 +124,7 @@ def test_draws_follow_the_distribution() -> None:
         assert chi_square < 16.3, counts  # 0.1 % of three degrees of freedom
 
 
-@given(
-    values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=32, max_size=32), share=st.floats(0.01, 1.0)
-)
+@given(values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=32, max_size=32), share=st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
 def test_bisection_finds_the_largest_threshold_that_holds_enough(values: list[float], share: float) -> None:
     x = jnp.asarray(np.array([values] * 2, np.float32))
