@@ -9,14 +9,15 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jax.tree_util import Partial
 
-from model.batch import Batch, Program
+from model.batch import Batch, Program, decode_rows
 from model.interface import Family, Shapes
 from model.kernels.paged_decode import Launch, paged_decode
 from model.kv_pool import POOL_AXES, write
 from model.layers.attention import Attend, AttendedLayer
-from model.layers.paged_xla import Blocking, Tiles, attend_pieces, attend_rows
+from model.layers.paged_xla import Blocking, Prefixes, Tiles, attend_pieces, attend_rows
 from model.positions import Positions
 from model.registry import Blueprint
+from model.sharing import BLOCK_PAGES
 from model.spec import AttentionKind
 from sharding.axes import partition
 
@@ -30,7 +31,18 @@ class Rows(NamedTuple):
     length: jax.Array
     """int32[R]: positions that the row's last token sees."""
     where: Positions
+    prefixes: Prefixes | None
     pieces: Tiles | None
+
+
+@dataclass(slots=True, frozen=True)
+class Fixed:
+    """What of one program's attention is known when it is traced."""
+
+    decode: int
+    """Rows of the decode part; they come first."""
+    blocking: Blocking
+    kind: AttentionKind
 
 
 @dataclass(slots=True, frozen=True)
@@ -52,7 +64,7 @@ class Backend:
         decode = decode_rows(program, self.shapes)
         pieces = None if program.family is Family.DECODE else locate_tiles(batch, where, decode, blocking.tile)
         length = batch.starts + batch.lengths
-        local = partial(layer, decode=decode, blocking=blocking, kind=self.model.attention)
+        local = partial(layer, fixed=Fixed(decode, blocking, self.model.attention))
         heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
         sharded = jax.shard_map(
             local,
@@ -68,18 +80,22 @@ class Backend:
             return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, rows))
 
         # a pytree whose function stays the same, so that layers alike share one trace
-        return Partial(attend, Rows(table, length, where, pieces))
-
-
-def decode_rows(program: Program, shapes: Shapes) -> int:
-    """Rows of the program's decode part."""
-    rows = shapes.rows(program.family, program.size)
-    return {Family.DECODE: rows, Family.SCORE: 0, Family.MIXED: rows - shapes.max_pieces}[program.family]
+        return Partial(attend, Rows(table, length, where, find_prefixes(batch, decode), pieces))
 
 
 def pad_table(table: jax.Array, multiple: int) -> jax.Array:
     """Page table whose width is a multiple of the block, padded with page 0."""
     return jnp.pad(table, ((0, 0), (0, -table.shape[1] % multiple)))
+
+
+def find_prefixes(batch: Batch, decode: int) -> Prefixes | None:
+    """The groups of decode rows that share pages, and where each row's own pages begin."""
+    if batch.shared_rows is None or batch.shared_blocks is None:
+        return None
+    pages = jnp.broadcast_to((batch.shared_blocks * BLOCK_PAGES)[:, None], batch.shared_rows.shape)
+    # one row more takes what padding writes
+    begin = jnp.zeros((decode + 1,), jnp.int32).at[batch.shared_rows].set(pages)
+    return Prefixes(batch.shared_rows, batch.shared_blocks, begin[:decode])
 
 
 def locate_tiles(batch: Batch, where: Positions, decode: int, tile: int) -> Tiles:
@@ -98,14 +114,15 @@ def layer(
     pool_v: jax.Array,
     rows: Rows,
     *,
-    decode: int,
-    blocking: Blocking,
-    kind: AttentionKind,
+    fixed: Fixed,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One layer on one shard."""
+    """One layer on one shard: the output [T, heads, head_dim] and the layer's new pool."""
+    decode, blocking = fixed.decode, fixed.blocking
     pool_k = write(pool_k, rows.where.page, rows.where.offset, k)
     pool_v = write(pool_v, rows.where.page, rows.where.offset, v)
-    attend = partial(paged_decode, launch=Launch()) if kind == "pallas" else partial(attend_rows, blocking=blocking)
+    attend = partial(paged_decode, launch=Launch())
+    if fixed.kind == "xla":
+        attend = partial(attend_rows, prefixes=rows.prefixes, blocking=blocking)
     if rows.pieces is None:
         return attend(q, pool_k, pool_v, rows.table, rows.length), pool_k, pool_v
     out = jnp.zeros(q.shape, jnp.float32)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.interface import MAX_LOGIT_BIAS, MAX_STOP_IDS, Family, FullSampling, Shapes, StepInput, Variant
+from model.sharing import GROUP_ROWS, find_groups, num_groups
 
 
 @dataclass(slots=True, frozen=True)
@@ -42,6 +43,8 @@ class Batch(NamedTuple):
     top_p: jax.Array
     min_p: jax.Array
     seed: jax.Array
+    shared_rows: jax.Array | None = None
+    shared_blocks: jax.Array | None = None
     targets: jax.Array | None = None
     repetition: jax.Array | None = None
     frequency: jax.Array | None = None
@@ -53,6 +56,12 @@ class Batch(NamedTuple):
     top_logprobs: jax.Array | None = None
 
 
+def decode_rows(program: Program, shapes: Shapes) -> int:
+    """Rows of the program's decode part."""
+    rows = shapes.rows(program.family, program.size)
+    return {Family.DECODE: rows, Family.SCORE: 0, Family.MIXED: rows - shapes.max_pieces}[program.family]
+
+
 FLOATS = frozenset({"temperature", "top_p", "min_p", "repetition", "frequency", "presence", "bias"})
 
 
@@ -60,6 +69,7 @@ FLOATS = frozenset({"temperature", "top_p", "min_p", "repetition", "frequency", 
 def layout(program: Program, shapes: Shapes) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Name and shape of each field in the buffer of ``program``, in order."""
     rows, tokens = shapes.rows(program.family, program.size), program.size
+    groups = num_groups(decode_rows(program, shapes))
     fields: list[tuple[str, tuple[int, ...]]] = [
         ("num_decode", ()),
         ("tokens", (tokens,)),
@@ -67,6 +77,8 @@ def layout(program: Program, shapes: Shapes) -> tuple[tuple[str, tuple[int, ...]
         ("page_table", (rows, shapes.pages_per_row)),
         *((name, (rows,)) for name in ("temperature", "top_k", "top_p", "min_p", "seed")),
     ]
+    if groups:
+        fields += [("shared_rows", (groups, GROUP_ROWS)), ("shared_blocks", (groups,))]
     if program.family is Family.SCORE:
         fields.append(("targets", (tokens,)))
     elif program.variant is Variant.FULL:
@@ -99,11 +111,13 @@ def pack(step: StepInput, shapes: Shapes) -> np.ndarray:
         step.sampling.min_p,
         step.sampling.seed,
     ]
+    program = Program(step.family, step.variant, step.size)
+    values += find_groups(step, decode_rows(program, shapes), shapes.page_size)
     if step.targets is not None:
         values.append(step.targets)
     elif step.full is not None:
         values += full_values(step.full)
-    buffer = np.empty(buffer_size(Program(step.family, step.variant, step.size), shapes), np.int32)
+    buffer = np.empty(buffer_size(program, shapes), np.int32)
     at = 0
     for value in values:
         words = value.ravel() if value.dtype == np.bool_ else value.ravel().view(np.int32)

@@ -1,9 +1,11 @@
 """The one donated value that every step takes and gives back."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
+from jax.typing import DTypeLike
 
 from model.interface import Shapes
 from model.kv_pool import POOL_AXES, Pool, stored
@@ -35,12 +37,17 @@ def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int) -> DeviceStat
     """The state as shapes with shardings; ``num_pages`` counts page 0 too."""
     spec, mesh, slots = model.spec, model.mesh, shapes.max_rows + 1
     pages = (num_pages, model.layout.num_kv_heads, shapes.page_size, spec.head_dim)
-    page = jax.ShapeDtypeStruct(*stored(pages, model.dtype, model.attention), sharding=named(mesh, POOL_AXES))
+    page = planned(*stored(pages, model.dtype, model.attention), named(mesh, POOL_AXES))
     layers = tuple(page for _ in range(spec.num_layers))
     vocab = padded_vocab(spec.vocab_size, tensor_size(mesh))
-    counts = jax.ShapeDtypeStruct((slots, vocab), jnp.int16, sharding=named(mesh, (None, "vocab")))
-    last = jax.ShapeDtypeStruct((slots,), jnp.int32, sharding=named(mesh, (None,)))
+    counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab")))
+    last = planned((slots,), jnp.int32, named(mesh, (None,)))
     return DeviceState(Pool(layers, layers), last, Counts(counts, counts))
+
+
+def planned(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:
+    """A shape that stands where an array will; typed as that array, so that one ``DeviceState`` describes both."""
+    return cast(jax.Array, jax.ShapeDtypeStruct(shape, dtype, sharding=sharding))
 
 
 def allocate(shapes: DeviceState) -> DeviceState:

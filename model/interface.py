@@ -36,7 +36,7 @@ class Family(StrEnum):
 
 
 class Variant(StrEnum):
-    """``lean`` samples by temperature, top-k, top-p and min-p; ``full`` can do all the rest too. Score steps are lean."""
+    """``lean``: temperature, top-k, top-p and min-p; ``full``: all the rest too. Score steps are lean."""
 
     LEAN = "lean"
     FULL = "full"

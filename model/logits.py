@@ -15,21 +15,28 @@ BANNED = -1e30
 
 def adjust(logits: jax.Array, batch: Batch, counts: Counts) -> jax.Array:
     """Logits float32[R, V / shards] as the sampler shall see them."""
-    assert batch.repetition is not None and batch.bitmask is not None
     logits = penalise(logits, batch, counts)
-    logits = logits + scatter(logits, batch.bias_ids, batch.bias)
-    banned = scatter(logits, batch.banned_ids, jnp.ones(batch.banned_ids.shape, jnp.float32)) > 0
-    return jnp.where(banned | ~allowed(logits, batch.bitmask), BANNED, logits)
+    logits = logits + scatter(logits, given(batch.bias_ids), given(batch.bias))
+    banned_ids = given(batch.banned_ids)
+    banned = scatter(logits, banned_ids, jnp.ones(banned_ids.shape, jnp.float32)) > 0
+    return jnp.where(banned | ~allowed(logits, given(batch.bitmask)), BANNED, logits)
+
+
+def given(field: jax.Array | None) -> jax.Array:
+    """A field that every ``full`` batch has."""
+    assert field is not None, "a lean batch has no penalties, bias, bans or bitmask"
+    return field
 
 
 def penalise(logits: jax.Array, batch: Batch, counts: Counts) -> jax.Array:
     """Repetition penalty over prompt and output (Keskar et al., 2019); frequency and presence over output only."""
     output = counts.output[batch.slots].astype(jnp.float32)
     seen = (output > 0) | (counts.prompt[batch.slots] > 0)
-    factor = batch.repetition[:, None]
+    factor = given(batch.repetition)[:, None]
     repeated = jnp.where(logits > 0, logits / factor, logits * factor)
     logits = jnp.where(seen, repeated, logits)
-    return logits - output * batch.frequency[:, None] - (output > 0) * batch.presence[:, None]
+    frequency, presence = given(batch.frequency)[:, None], given(batch.presence)[:, None]
+    return logits - output * frequency - (output > 0) * presence
 
 
 def scatter(logits: jax.Array, ids: jax.Array, values: jax.Array) -> jax.Array:

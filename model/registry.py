@@ -28,7 +28,8 @@ class Blueprint:
     dtype: Dtype
     attention: AttentionKind
     graph: nnx.GraphDef[Any]
-    treedef: jax.tree_util.PyTreeDef
+    treedef: Any
+    """``jax.tree_util.PyTreeDef``, which jax exports as a variable and not as a type."""
     leaves: dict[str, jax.ShapeDtypeStruct]
     """By name, in the order in which the treedef takes them; with shardings."""
 

@@ -24,7 +24,7 @@ class JaxHandle:
 
     def ready(self) -> bool:
         """Whether ``result`` would return at once."""
-        return self._outcome.tokens.is_ready()
+        return self._outcome.tokens.is_ready()  # pyright: ignore[reportAttributeAccessIssue]  missing in jax's stub
 
     def result(self) -> StepOutput:
         """Wait for the step; rows are those of the ``StepInput`` that was launched."""

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from model import vocabulary
-from model.attention import Backend, decode_rows
-from model.batch import Batch, Program, unpack
+from model.attention import Backend
+from model.batch import Batch, Program, decode_rows, unpack
 from model.device_state import Counts, DeviceState
 from model.interface import FROM_DEVICE, Family, Shapes, Variant
 from model.layers.embed import embed

@@ -78,6 +78,7 @@ class Assembly:
 
     @property
     def shards(self) -> int:
+        """Size of the tensor axis."""
         return self.model.mesh.shape["tensor"]
 
     def fuse_qkv(self, q: Array, k: Array, v: Array) -> Array:

@@ -204,7 +204,7 @@ class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
-    """The engine serves. (Document: O-11.)"""
+    """The engine serves (document: O-11)."""
 
     status: Literal["ready"]
     max_total_num_tokens: int

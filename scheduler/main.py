@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import jax
 import zmq
@@ -207,7 +208,8 @@ def main() -> int:
     exit_with_parent(sys.stdin.buffer)
     # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = ZmqChannel(zmq.Context.instance(), start.endpoints, start.replica)
+    context = cast("zmq.Context[zmq.SyncSocket]", zmq.Context.instance())
+    channel = ZmqChannel(context, start.endpoints, start.replica)
     announcer = Announcer(channel)
     try:
         running = open_engine(start.config, start.name, channel, announcer.announce, (Reporter(channel),))
@@ -222,5 +224,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     assert Path(sys.modules["scheduler"].__path__[0]).is_relative_to(Path(__file__).parents[1]), "another `scheduler`"
-    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_numpy_rank_promotion", "raise")  # pyright: ignore[reportUnknownMemberType]  jax has no type here
     sys.exit(main())

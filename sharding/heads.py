@@ -21,10 +21,12 @@ class HeadLayout:
 
     @property
     def num_heads(self) -> int:
+        """Query places on all shards together."""
         return len(self.query)
 
     @property
     def num_kv_heads(self) -> int:
+        """KV places on all shards together."""
         return len(self.kv)
 
     @property

@@ -21,6 +21,7 @@ class GatedMLP(nnx.Module):
         self.down = weight((spec.intermediate_size, spec.hidden_size), ("mlp", "hidden"), dtype)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """``x`` is [T, hidden]; so is what comes back."""
         # shape: [T, shards, 2, width]; the split stays inside a shard
         both = matmul(x, self.gate_up[...]).reshape(x.shape[0], self.shards, 2, self.width)
         inner = jax.nn.silu(both[:, :, 0]) * both[:, :, 1]

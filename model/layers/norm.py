@@ -21,5 +21,6 @@ class RMSNorm(nnx.Module):
         self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis of float32 ``x``."""
         # the scale has x's last dimension only; broadcast it by hand, rank promotion is an error here
         return rms_norm(x, self.scale[...].reshape((1,) * (x.ndim - 1) + (-1,)), self.eps)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from model.kv_pool import from_words
 from model.layers.attention import neutral
+from model.sharing import BLOCK_PAGES as SHARED_PAGES
+from model.sharing import GROUPS_AT_ONCE
 
 
 @dataclass(slots=True, frozen=True)
@@ -37,6 +39,7 @@ class Softmax(NamedTuple):
 
 
 def start(n: int, kv: int, queries: int, head_dim: int) -> Softmax:
+    """The sum over no key."""
     shape = (n, kv, queries)
     return Softmax(
         jnp.full(shape, neutral(jnp.dtype("float32")), jnp.float32),
@@ -73,26 +76,95 @@ def gather_block(pool: jax.Array, pages: jax.Array) -> jax.Array:
     return from_words(taken.reshape(*index.shape[:2], index.shape[2] * page_size, words))
 
 
+class Prefixes(NamedTuple):
+    """Groups of rows that begin with the same pages; see ``model.sharing``."""
+
+    rows: jax.Array
+    """int32[groups, members]; padding is the number of rows."""
+    blocks: jax.Array
+    """int32[groups]: shared blocks of SHARED_PAGES pages."""
+    begin: jax.Array
+    """int32[R]: first page that a row does not share."""
+
+
+def attend_prefixes(
+    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, prefixes: Prefixes, page_size: int
+) -> Softmax:
+    """The rows' sums over the pages that they share, each page read once a group: ``q`` float32[R, heads, head_dim]."""
+    rows, heads, head_dim = q.shape
+    kv = pool_k.shape[1]
+    group, members = heads // kv, prefixes.rows.shape[1]
+    span = SHARED_PAGES * page_size
+    # one row more takes what padding writes
+    padded = jnp.pad(q, ((0, 1), (0, 0), (0, 0)))
+
+    def some_groups(turn: jax.Array, state: Softmax) -> Softmax:
+        at = turn * GROUPS_AT_ONCE
+        chosen = jax.lax.dynamic_slice_in_dim(prefixes.rows, at, GROUPS_AT_ONCE)
+        blocks = jax.lax.dynamic_slice_in_dim(prefixes.blocks, at, GROUPS_AT_ONCE)
+        # shape: [groups, members, kv, group, head_dim] -> [groups, kv, members * group, head_dim]
+        queries = padded[chosen].reshape(GROUPS_AT_ONCE, members, kv, group, head_dim)
+        queries = queries.transpose(0, 2, 1, 3, 4).reshape(GROUPS_AT_ONCE, kv, members * group, head_dim)
+        # the first member is a real row, or the group is padding
+        leader = table[jnp.minimum(chosen[:, 0], rows - 1)]
+
+        def one_block(block: jax.Array, sums: Softmax) -> Softmax:
+            pages = jax.lax.dynamic_slice_in_dim(leader, block * SHARED_PAGES, SHARED_PAGES, axis=1)
+            keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
+            seen = jnp.broadcast_to((block < blocks)[:, None], (GROUPS_AT_ONCE, span))
+            return fold(sums, masked_scores(queries, keys, seen), values)
+
+        sums = start(GROUPS_AT_ONCE, kv, members * group, head_dim)
+        sums = jax.lax.fori_loop(0, jnp.max(blocks), one_block, sums)
+
+        def by_row(x: jax.Array) -> jax.Array:
+            # shape: [groups, kv, members * group, ...] -> [groups * members, kv, group, ...]
+            split = x.reshape(GROUPS_AT_ONCE, kv, members, group, *x.shape[3:])
+            return jnp.moveaxis(split, 2, 1).reshape(GROUPS_AT_ONCE * members, kv, group, *x.shape[3:])
+
+        return Softmax(*(old.at[chosen.reshape(-1)].set(by_row(new)) for old, new in zip(state, sums, strict=True)))
+
+    used = jnp.sum(prefixes.blocks > 0)
+    turns = (used + GROUPS_AT_ONCE - 1) // GROUPS_AT_ONCE
+    state = jax.lax.fori_loop(0, turns, some_groups, start(rows + 1, kv, group, head_dim))
+    return Softmax(*(x[:rows] for x in state))
+
+
+def masked_scores(queries: jax.Array, keys: jax.Array, seen: jax.Array) -> jax.Array:
+    """float32[N, kv, Q, S] from queries [N, kv, Q, head_dim], keys [N, kv, S, head_dim] and ``seen`` bool[N, S]."""
+    scores = jnp.einsum("nkqd,nksd->nkqs", queries.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+    return jnp.where(seen[:, None, None, :], scores, neutral(scores.dtype))
+
+
 def attend_rows(
-    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, length: jax.Array, blocking: Blocking
+    q: jax.Array,
+    pool_k: jax.Array,
+    pool_v: jax.Array,
+    table: jax.Array,
+    length: jax.Array,
+    prefixes: Prefixes | None,
+    blocking: Blocking,
 ) -> jax.Array:
     """One query a row: ``q`` float32[R, heads, head_dim] over the first ``length`` int32[R] positions of each row."""
     rows, heads, head_dim = q.shape
-    kv = pool_k.shape[1]
-    span = blocking.block_pages * blocking.page_size
+    kv, page_size, pages_a_turn = pool_k.shape[1], blocking.page_size, blocking.block_pages
+    span = pages_a_turn * page_size
     # shape: [R, kv, heads / kv, head_dim]
     grouped = q.reshape(rows, kv, heads // kv, head_dim)
+    begin = jnp.zeros((rows,), jnp.int32) if prefixes is None else prefixes.begin
+    state = start(rows, kv, heads // kv, head_dim)
+    if prefixes is not None:
+        state = attend_prefixes(q, pool_k, pool_v, table, prefixes, page_size)
 
     def turn(block: jax.Array, state: Softmax) -> Softmax:
-        pages = jax.lax.dynamic_slice_in_dim(table, block * blocking.block_pages, blocking.block_pages, axis=1)
+        at = begin[:, None] + block * pages_a_turn + jnp.arange(pages_a_turn, dtype=jnp.int32)[None, :]
+        pages = jnp.take_along_axis(table, at, axis=1, mode="clip")
         keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
-        scores = jnp.einsum("nkqd,nksd->nkqs", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
-        seen = block * span + jnp.arange(span, dtype=jnp.int32)[None, :] < length[:, None]
-        return fold(state, jnp.where(seen[:, None, None, :], scores, neutral(scores.dtype)), values)
+        position = (begin * page_size + block * span)[:, None] + jnp.arange(span, dtype=jnp.int32)[None, :]
+        return fold(state, masked_scores(grouped, keys, position < length[:, None]), values)
 
-    turns = (jnp.max(length) + span - 1) // span
-    state = jax.lax.fori_loop(0, turns, turn, start(rows, kv, heads // kv, head_dim))
-    return finish(state).reshape(rows, heads, head_dim)
+    turns = (jnp.max(length - begin * page_size) + span - 1) // span
+    return finish(jax.lax.fori_loop(0, turns, turn, state)).reshape(rows, heads, head_dim)
 
 
 def attend_tile(

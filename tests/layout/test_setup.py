@@ -47,3 +47,21 @@ def test_setup_keeps_an_environment_that_works(tmp_path: Path) -> None:
     fake(binaries, "python", f'exec {sys.executable} "$@"')
     result = make_venv(tmp_path)
     assert (result.returncode, result.stdout) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("failing", "ran", "status"), [("", "test lint", 0), ("test", "test", 2), ("lint", "test lint", 2)]
+)
+def test_the_gate_is_the_readmes_test_command_and_then_the_lint(
+    tmp_path: Path, failing: str, ran: str, status: int
+) -> None:
+    fake(tmp_path, "make", f'echo "make $1"; [ "$1" != "{failing}" ] || exit 2')
+    path = f"{tmp_path}:/usr/bin:/bin"
+    gate = [str(ROOT / ".ci" / "run")]
+    result = subprocess.run(gate, cwd=tmp_path, env={"PATH": path}, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout.split()) == (
+        status,
+        [word for goal in ran.split() for word in ("make", goal)],
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"    {result.stdout.splitlines()[0]} " in readme

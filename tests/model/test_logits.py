@@ -1,5 +1,7 @@
 """Logits against Hugging Face transformers in float32, however the prompt is cut up."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -71,6 +73,34 @@ def test_decoding_on_another_requests_prefix_has_the_reference_logits(name: str)
     assert_close(bench.logits(step)[at], expected[20:38])
     logits = bench.logits(decode(bench.shapes, 2, [Row(ids, 38, 39, borrowed)]))
     assert_close(logits[0], expected[38])
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+@pytest.mark.parametrize("size", [2, 16, 64])
+def test_rows_behind_shared_pages_have_the_reference_logits(size: int, tensor: int) -> None:
+    ids, expected = golden("llama-9-3")
+    bench = open_bench(GOLDEN / "models" / "llama-9-3", tensor)
+    bench.shapes = dataclasses.replace(bench.shapes, decode_rows=(2, 16), max_rows=16, mixed_tokens=(64,))
+    pages = iter(np.random.default_rng(6).permutation(NUM_PAGES - 1) + 1)
+
+    def fresh(count: int) -> np.ndarray:
+        return np.array([next(pages) for _ in range(count)], np.int32)
+
+    first, second, alone = fresh(9), fresh(5), fresh(10)
+    for own, end in ((first, 36), (second, 20), (alone, 39)):
+        whole(bench, Row(ids, 0, end, own))
+    # eleven rows share 32 tokens, three share 16, two share none
+    rows = [Row(ids, 36, 37, np.concatenate([first, fresh(1)])) for _ in range(11)]
+    rows += [Row(ids, 20, 21, np.concatenate([second, fresh(1)])) for _ in range(3)]
+    rows += [Row(ids, 39, 40, alone), Row(ids, 0, 1, fresh(1))]
+    rows = [rows[i] for i in np.random.default_rng(size).permutation(16)[: min(size, 16)]]
+    if size == 64:
+        step, where = mixed(bench.shapes, 64, rows, [Row(ids, 0, 17, fresh(5))])
+        logits = bench.logits(step)
+        assert_close(logits[where[-1]], expected[:17])
+    else:
+        logits = bench.logits(decode(bench.shapes, size, rows))
+    assert_close(logits[: len(rows)], expected[[row.start for row in rows]])
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])

@@ -111,7 +111,9 @@ def test_the_full_variant_with_neutral_values_is_the_lean_one_and_scores_the_ref
     lean = run(runner, step)
     out = run(runner, full(step, top_logprobs=column(step, row, 5, np.int32)))
     assert out.tokens[row] == lean.tokens[row]
-    assert out.logprobs is not None and out.top_ids is not None and out.top_logprobs is not None
+    assert out.logprobs is not None
+    assert out.top_ids is not None
+    assert out.top_logprobs is not None
     expected = np.asarray(jax.nn.log_softmax(logits[19]))
     assert abs(out.logprobs[row] - expected.max()) < 1e-3
     assert np.array_equal(out.top_ids[row][:5], np.argsort(-expected)[:5])

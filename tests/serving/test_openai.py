@@ -258,6 +258,19 @@ def test_a_full_queue_is_503_with_the_time_to_wait(folder):
         assert [stats.outcome for stats in service.sink.seen] == ["rejected"] * 2
 
 
+def test_a_request_that_can_never_fit_is_the_clients_mistake_in_the_engines_words(folder):
+    words = "The request needs 9 pages; the pool has 7."
+    never = Rejected(rid="x", status=400, code="request_too_large", message=words, param="prompt")
+    with serve(folder, lambda request: never) as service:
+        for stream in (False, True):
+            reply = httpx2.post(f"{service.url}/v1/completions", json={"prompt": "x", "stream": stream})
+            error = reply.json()["error"]
+            assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+            assert (error["code"], error["param"], error["message"]) == ("request_too_large", "prompt", words)
+            assert "retry-after" not in reply.headers
+    assert [stats.outcome for stats in service.sink.seen] == ["rejected"] * 2
+
+
 def test_unknown_fields_are_ignored_unless_strict(folder, service):
     body = {"messages": ASK, "max_tokens": 1, "frobnicate": 1}
     assert httpx2.post(f"{service.url}/v1/chat/completions", json=body).status_code == 200

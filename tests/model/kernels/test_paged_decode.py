@@ -32,7 +32,7 @@ def test_the_interpreted_kernel_equals_its_twin(heads: int, kv: int, head_dim: i
 def test_the_xla_back_end_equals_the_same_twin(block_pages: int) -> None:
     q, k, v, table, length = inputs(9, 3, 64, [1, 16, 17, 100, 144, 0])
     padded = jnp.pad(table, ((0, 0), (0, -WIDTH % block_pages)))
-    got = attend_rows(q, k, v, padded, length, Blocking(PAGE_SIZE, block_pages, 8))
+    got = attend_rows(q, k, v, padded, length, None, Blocking(PAGE_SIZE, block_pages, 8))
     difference = np.abs(np.asarray(got - paged_decode_ref(q, k, v, table, length)))
     assert difference[np.asarray(length) > 0].max() < 2e-5
     assert np.isfinite(difference).all()

@@ -1,0 +1,67 @@
+"""Which decode rows are grouped over a shared prefix."""
+
+import dataclasses
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.interface import StepInput
+from model.sharing import BLOCK_PAGES, GROUP_ROWS, find_groups, num_groups, runs
+from tests.model.harness import Row, decode, tiny_shapes
+
+PAGE_SIZE = 4
+SHAPES = dataclasses.replace(tiny_shapes(64), decode_rows=(2, 16), max_rows=16)
+
+
+def step_of(tables: list[list[int]], starts: list[int]) -> StepInput:
+    ids = np.zeros(200, np.int32)
+    rows = [Row(ids, start, start + 1, np.array(pages)) for pages, start in zip(tables, starts, strict=True)]
+    return decode(SHAPES, 16, rows)
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> StepInput:
+    """Rows whose tables branch off one another, as the prefix cache makes them."""
+    tables: list[list[int]] = []
+    fresh = iter(range(1, 10_000))
+    for _ in range(draw(st.integers(1, 16))):
+        parent = draw(st.sampled_from(tables)) if tables else []
+        kept = draw(st.integers(0, len(parent)))
+        length = draw(st.integers(max(kept, 1), 32))
+        tables.append(parent[:kept] + [next(fresh) for _ in range(length - kept)])
+    starts = [draw(st.integers((len(table) - 1) * PAGE_SIZE, len(table) * PAGE_SIZE - 1)) for table in tables]
+    return step_of(tables, starts)
+
+
+@given(steps())
+def test_groups_share_written_blocks_and_no_row_is_in_two(step: StepInput) -> None:
+    groups = find_groups(step, 16, PAGE_SIZE)
+    members = groups.rows[groups.rows < 16]
+    assert len(set(members.tolist())) == members.size
+    for rows, blocks in zip(groups.rows, groups.blocks, strict=True):
+        real = rows[rows < 16]
+        assert (blocks > 0) == (real.size > 1)
+        if blocks:
+            shared = step.page_tables[0][real, : blocks * BLOCK_PAGES]
+            assert (shared == shared[0]).all()
+            assert (step.starts[real] >= blocks * BLOCK_PAGES * PAGE_SIZE).all()
+
+
+def test_rows_behind_one_prefix_are_grouped_as_far_as_it_reaches() -> None:
+    prefix, other = list(range(1, 10)), list(range(50, 59))
+    tables = [[*prefix, 20 + i] for i in range(10)] + [[*other, 70 + i] for i in range(3)] + [[99]]
+    groups = find_groups(step_of(tables, [36] * 13 + [2]), 16, PAGE_SIZE)
+    sizes = sorted((int((rows < 16).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
+    assert sizes == [(2, 2), (3, 2), (GROUP_ROWS, 2)]
+
+
+def test_a_run_gives_up_length_only_where_that_saves_reading() -> None:
+    assert runs([5, 5, 1, 5]) == [(0, 3, 5), (3, 5, 5)]
+    assert runs([2, 1, 1, 1, 1]) == [(0, 6, 1)]
+    assert runs([0, 0]) == []
+
+
+@given(st.integers(1, 300))
+def test_there_are_places_for_every_possible_group(rows: int) -> None:
+    assert num_groups(rows) == 0 or num_groups(rows) * 2 >= rows
