@@ -14,7 +14,7 @@ from model.interface import Family, Shapes
 from model.kernels.paged_decode import Launch, paged_decode
 from model.kv_pool import POOL_AXES, write
 from model.layers.attention import Attend, AttendedLayer
-from model.layers.paged_xla import Blocking, Prefixes, Tiles, attend_pieces, attend_rows
+from model.layers.paged_xla import WIDE_PAGES, Blocking, Pieces, Prefixes, attend_pieces, attend_rows
 from model.positions import Positions
 from model.registry import Blueprint
 from model.sharing import BLOCK_PAGES
@@ -32,7 +32,7 @@ class Rows(NamedTuple):
     """int32[R]: positions that the row's last token sees."""
     where: Positions
     prefixes: Prefixes | None
-    pieces: Tiles | None
+    pieces: Pieces | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -62,7 +62,7 @@ class Backend:
         blocking = self.blocking()
         table = pad_table(batch.page_table, blocking.block_pages)
         decode = decode_rows(program, self.shapes)
-        pieces = None if program.family is Family.DECODE else locate_tiles(batch, where, decode, blocking.tile)
+        pieces = None if program.family is Family.DECODE else locate_pieces(batch, where, decode)
         length = batch.starts + batch.lengths
         local = partial(layer, fixed=Fixed(decode, blocking, self.model.attention))
         heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
@@ -98,12 +98,10 @@ def find_prefixes(batch: Batch, decode: int) -> Prefixes | None:
     return Prefixes(batch.shared_rows, batch.shared_blocks, begin[:decode])
 
 
-def locate_tiles(batch: Batch, where: Positions, decode: int, tile: int) -> Tiles:
-    """The tiles that hold prompt pieces."""
-    used = batch.lengths[decode:] > 0
-    begin = jnp.where(used, batch.offsets[decode:], batch.tokens.shape[0])
-    end = jnp.where(used, batch.offsets[decode:] + batch.lengths[decode:], 0)
-    return Tiles(jnp.min(begin) // tile, (jnp.max(end) + tile - 1) // tile, where.row, where.position)
+def locate_pieces(batch: Batch, where: Positions, decode: int) -> Pieces:
+    """The step's prompt pieces."""
+    table = pad_table(batch.page_table[decode:], WIDE_PAGES)
+    return Pieces(batch.offsets[decode:], batch.lengths[decode:], table, where.position)
 
 
 def layer(
@@ -129,4 +127,4 @@ def layer(
     if decode:
         done = attend(q[:decode], pool_k, pool_v, rows.table[:decode], rows.length[:decode])
         out = jax.lax.dynamic_update_slice_in_dim(out, done, 0, axis=0)
-    return attend_pieces(out, q, pool_k, pool_v, rows.table, rows.pieces, blocking), pool_k, pool_v
+    return attend_pieces(out, q, pool_k, pool_v, rows.pieces, blocking), pool_k, pool_v

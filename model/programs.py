@@ -1,5 +1,6 @@
 """The programs of a start configuration: which there are, and compiling them ahead of time on threads."""
 
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from model.interface import CompileListener, CompileReport, Family, Shapes, Vari
 from model.registry import Blueprint
 from model.steps import build_step, jitted, set_counts
 
+_LOG = logging.getLogger(__name__)
 COMPILE_THREADS = 2
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
@@ -108,21 +110,22 @@ class Programs:
         return min(ready, key=lambda p: p.size, default=wanted)
 
     def step(self, program: Program) -> jax.stages.Compiled:
-        """The executable of ``program``; waits for it, and counts that, when it is not ready."""
-        return self._ready(self._steps[program])
+        """The executable of ``program``; waits for it, counts and logs that, when it is not ready."""
+        return self._ready(str(program), self._steps[program])
 
     def counts(self, length: int) -> tuple[int, jax.stages.Compiled]:
         """The smallest count program that takes ``length`` entries, and its size."""
         size = next(size for size in self._count_sizes if size >= length)
-        return size, self._ready(self._counts[size])
+        return size, self._ready(f"counts/{size}", self._counts[size])
 
     def close(self) -> None:
         """Drop what has not begun to compile."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ready(self, future: Future[jax.stages.Compiled]) -> jax.stages.Compiled:
+    def _ready(self, name: str, future: Future[jax.stages.Compiled]) -> jax.stages.Compiled:
         if not future.done():
             self.late += 1
+            _LOG.warning("a step waits for the program %s to be compiled", name)
         return future.result()
 
     def _compile(self, program: Program) -> jax.stages.Compiled:

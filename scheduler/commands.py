@@ -4,7 +4,7 @@ Every list has a bound; a frame that does not decode is dropped by the receiver 
 """
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
@@ -150,7 +150,11 @@ class Delta(Struct, frozen=True, kw_only=True, tag="delta", omit_defaults=True):
 
 
 class RequestTimes(Struct, frozen=True, kw_only=True):
-    """Nanoseconds of the engine's clock."""
+    """Nanoseconds of the engine's clock, which is read once a turn, before the turn's step is launched and one is read.
+
+    So ``first_token_ns`` and ``finished_ns`` may lie up to one step before the token was there. Replays need it so;
+    what a client waited is measured by its frontend.
+    """
 
     arrived_ns: int
     admitted_ns: int
@@ -221,6 +225,10 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     """Lines that describe the resolved configuration and the memory plan."""
 
 
+FAILED: Final = "failed"
+"""Stage of the last Progress of an engine that cannot start or go on; its ``detail`` says why."""
+
+
 class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     """Start-up as it goes on."""
 
@@ -251,7 +259,7 @@ class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
     num_running: int
     num_queued: int
     tokens_used: int
-    """Pages in use by running requests × page size."""
+    """Pages in use by running requests × page size; 0 as soon as the last one has been answered."""
     tokens_cached: int
     tokens_total: int
     waiting_prompt_tokens: int

@@ -19,6 +19,7 @@ from scheduler.radix_cache import Hit
 from scheduler.request import Request
 from scheduler.results import Results, Step, held_back
 from scheduler.roster import Roster
+from scheduler.step_log import describe
 from scheduler.token_ratio import TokenRatio
 
 
@@ -114,7 +115,11 @@ class Engine:
         self._provide(plan)
         self._step += 1
         step = self._builder.build(self._step, plan)
-        handle = self._runner.launch(step)
+        try:
+            handle = self._runner.launch(step)
+        except Exception as error:
+            error.add_note(describe(plan))
+            raise
         self._monitor.launched(step)
         self._advance(plan)
         self._last_family = plan.family
@@ -124,9 +129,13 @@ class Engine:
 
     def commit(self, step: Step) -> list[Answer]:
         """Wait for a step and apply what it computed. The only blocking read of the device."""
-        output = step.handle.result()
-        self._monitor.tell(Committed(step.plan, output))
-        answers = self._results.commit(step.plan, output, self._now_ns)
+        try:
+            output = step.handle.result()
+            self._monitor.tell(Committed(step.plan, output))
+            answers = self._results.commit(step.plan, output, self._now_ns)
+        except Exception as error:
+            error.add_note(describe(step.plan))
+            raise
         if self._policy.check_every_step:
             check(self._roster)
         self._report()

@@ -1,19 +1,24 @@
 """Composition root of the engine process: launch file → mesh → model → runner → engine → loop."""
 
+import contextlib
 import itertools
+import logging
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Final
 
 import jax
 import zmq
 
+from configs import log
 from configs.errors import ConfigError
 from configs.memory import memory_plan
+from configs.packages import check_packages
 from configs.resolve import banner, cache_dir, resolve, weight_dtype
 from configs.schema import EngineConfig, Resolved
 from model.device_state import allocate, state_shapes
@@ -28,18 +33,24 @@ from model.runner import JaxRunner
 from model.weights import load_weights
 from scheduler.assembly import build_engine, settings_from
 from scheduler.channel import Channel
-from scheduler.commands import Progress, Ready, StepStats
+from scheduler.commands import FAILED, Progress, Ready, StepStats
 from scheduler.engine import Engine
 from scheduler.loop import run
 from scheduler.observe import Event, Observer
 from scheduler.recording import Recorder, open_recorder
 from scheduler.start import EngineStart, exit_with_parent, read_start
+from scheduler.step_log import StepLog
 from scheduler.zmq_channel import ZmqChannel
 from sharding.mesh import build_mesh, hardware_facts, prepare_devices
 
 OnProgress = Callable[[Progress], None]
+CRASHED: Final = 1
+MISUSED: Final = 2
 COUNT_SIZE = 512
 """Entries of the smaller program that rebuilds penalty counts; the larger takes a whole context."""
+
+logger = logging.getLogger("scheduler.main")
+"""By name: as a process of its own this module is ``__main__``."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -153,7 +164,12 @@ def make_runner(config: EngineConfig, setup: Setup, on_progress: OnProgress) -> 
 
 
 def open_engine(
-    config: EngineConfig, name: str, channel: Channel, on_progress: OnProgress, observers: tuple[Observer, ...] = ()
+    config: EngineConfig,
+    name: str,
+    channel: Channel,
+    on_progress: OnProgress,
+    observers: tuple[Observer, ...] = (),
+    replica: int = 0,
 ) -> RunningEngine:
     """Everything up to the loop, on a channel of the caller's.
 
@@ -161,11 +177,15 @@ def open_engine(
       ConfigError: see ``prepare``.
     """
     setup = prepare(config, name, on_progress)
-    runner = make_runner(config, setup, on_progress)
-    eos_ids = setup.model.spec.eos_token_ids
-    recorder = open_recorder(config.observe, setup.shapes, settings_from(setup.resolved, config, eos_ids))
-    watching = observers if recorder is None else (*observers, recorder)
-    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching)
+    with contextlib.ExitStack() as undo:
+        undo.callback(setup.programs.close)
+        runner = make_runner(config, setup, on_progress)
+        eos_ids = setup.model.spec.eos_token_ids
+        recorder = open_recorder(config.observe, setup.shapes, settings_from(setup.resolved, config, eos_ids))
+        undo.pop_all()
+    lines = StepLog(config.observe.decode_log_interval, setup.shapes.mixed_tokens[-1])
+    watching = (*observers, lines) if recorder is None else (*observers, lines, recorder)
+    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching, replica)
     return RunningEngine(setup, engine, recorder)
 
 
@@ -189,6 +209,11 @@ class Announcer:
             self._channel.broadcast(ready)
             self._channel = None
 
+    def silence(self) -> None:
+        """Send nothing from now on."""
+        with self._lock:
+            self._channel = None
+
 
 @dataclass(slots=True, frozen=True)
 class Reporter:
@@ -202,27 +227,46 @@ class Reporter:
             self.channel.report(event)
 
 
-def main() -> int:
-    """The engine process: reads an EngineStart from standard input and serves until Shutdown or SIGTERM."""
-    start = read_start(sys.stdin.buffer, EngineStart)
-    exit_with_parent(sys.stdin.buffer)
-    # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    context = cast("zmq.Context[zmq.SyncSocket]", zmq.Context.instance())
-    channel = ZmqChannel(context, start.endpoints, start.replica)
+def serve(start: EngineStart, channel: ZmqChannel) -> int:
+    """Become ready and serve; returns the exit code. Whatever ends it early is said to the launcher first."""
     announcer = Announcer(channel)
     try:
-        running = open_engine(start.config, start.name, channel, announcer.announce, (Reporter(channel),))
+        running = open_engine(
+            start.config, start.name, channel, announcer.announce, (Reporter(channel),), start.replica
+        )
+        signal.signal(signal.SIGTERM, lambda number, frame: channel.stop())
+        announcer.finish(running.setup.ready())
+        running.run()
     except ConfigError as error:
-        print(f"radjax: {error}", file=sys.stderr, flush=True)
-        return 2
-    announcer.finish(running.setup.ready())
-    running.run()
-    channel.close()
+        announcer.silence()
+        channel.broadcast(Progress(stage=FAILED, done=0, total=0, detail=str(error)))
+        return MISUSED
+    except Exception as error:
+        announcer.silence()
+        logger.critical("the engine dies", exc_info=error)
+        lines = "".join(traceback.format_exception_only(error)).strip().splitlines()
+        channel.broadcast(Progress(stage=FAILED, done=0, total=0, detail="; ".join(lines)))
+        return CRASHED
     return 0
 
 
-if __name__ == "__main__":
-    assert Path(sys.modules["scheduler"].__path__[0]).is_relative_to(Path(__file__).parents[1]), "another `scheduler`"
+def main() -> int:
+    """The engine process: reads an EngineStart from standard input and serves until Shutdown or SIGTERM."""
+    check_packages()
     jax.config.update("jax_numpy_rank_promotion", "raise")  # pyright: ignore[reportUnknownMemberType]  jax has no type here
+    start = read_start(sys.stdin.buffer, EngineStart)
+    exit_with_parent(sys.stdin.buffer)
+    log.configure(start.config.observe, f"engine-{start.replica}")
+    # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    context: zmq.Context[zmq.SyncSocket] = zmq.Context()
+    channel = ZmqChannel(context, start.endpoints, start.replica)
+    try:
+        return serve(start, channel)
+    finally:
+        channel.close()
+        context.term()
+
+
+if __name__ == "__main__":
     sys.exit(main())

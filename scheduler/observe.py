@@ -134,6 +134,7 @@ class Monitor:
 
     def _stats(self, step: int, now_ns: int, token_ratio: float, late_compiles: int) -> StepStats:
         roster, kv, counters = self._roster, self._roster.kv, self.counters
+        # an answered request stays among the running, with its pages, until its rows in flight are read
         running = [request for request in roster.running.values() if request.finish is None]
         uncomputed = sum(max(0, request.prompt_len - request.computed) for request in running)
         return StepStats(
@@ -142,12 +143,12 @@ class Monitor:
             time_ns=now_ns,
             num_running=len(running),
             num_queued=len(roster.waiting),
-            tokens_used=(kv.num_pages - kv.available()[0]) * kv.page_size,
+            tokens_used=(kv.num_pages - kv.available()[0]) * kv.page_size if running else 0,
             tokens_cached=kv.cached * kv.page_size,
             tokens_total=kv.num_pages * kv.page_size,
             waiting_prompt_tokens=roster.waiting_tokens,
             pending_prompt_tokens=roster.waiting_tokens + uncomputed,
-            gen_throughput=self._output.per_s(now_ns),
+            gen_throughput=self._output.per_s(now_ns) if running or roster.waiting else 0.0,
             evicted_tokens=kv.evicted * kv.page_size,
             late_compiles=late_compiles,
             new_token_ratio=token_ratio,

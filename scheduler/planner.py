@@ -176,11 +176,17 @@ def _sort_running(view: View) -> _Draft:
             draft.prefill.append(request)
     limit = min(view.max_rows, view.shapes.decode_rows[-1])
     if len(decode) > limit:
-        decode.sort(key=lambda request: request.planned)  # Least recently planned first, so that all take turns.
+        decode[:] = _by_turn(decode)
         draft.blocked += [Blocked(request, Reason.TOKEN_BUDGET) for request in decode[limit:]]
         del decode[limit:]
     draft.fresh = sum([request.computed >= _lease(request).capacity for request in decode])
     return draft
+
+
+def _by_turn(rows: Sequence[Request]) -> list[Request]:
+    """Least recently planned first; of equals those first that follow it, so that all take turns on a circle."""
+    first = min(range(len(rows)), key=lambda index: rows[index].planned)
+    return sorted([*rows[first:], *rows[:first]], key=lambda request: request.planned)
 
 
 def _score(draft: _Draft) -> Plan | None:

@@ -48,8 +48,11 @@ class ChannelPort:
         return self._tick(self._channel.receive(0))
 
     def wait(self) -> Tick:
-        """See ``Port``."""
-        return self._tick(self._channel.receive(None))
+        """See ``Port``. A channel may return early with nothing, as when a frontend greets: that is no turn."""
+        commands: list[tuple[Origin, Command]] = []
+        while not commands:
+            commands = self._channel.receive(None)
+        return self._tick(commands)
 
     def send(self, answers: list[Answer]) -> None:
         """Give every frontend its answers, those of requests in one message."""

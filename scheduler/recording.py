@@ -6,6 +6,7 @@ key is drawn for the recording and kept nowhere, and equal ids stay equal, so pr
 """
 
 import hashlib
+import logging
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct, structs
 
+from configs.errors import ConfigError
 from configs.schema import Observe
 from model.interface import Int32, Shapes
 from scheduler.assembly import Settings
@@ -23,6 +25,8 @@ from scheduler.commands import Command, Generate, Stop
 from scheduler.observe import Committed, Event
 from scheduler.planner import Plan
 from scheduler.tick import Tick
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 MAX_FRAME_BYTES = 2**30
@@ -62,7 +66,7 @@ Frame = Header | Turn | Planned | Tokens | Full
 
 
 class Recorder:
-    """Writes a recording; an ``Observer``. Stops at its limit, and ``recording`` says so.
+    """Writes a recording; an ``Observer``. Stops at its limit, or when the disk is full, and ``recording`` says so.
 
     Args:
         file: opened for binary writing; the recorder owns it.
@@ -83,7 +87,7 @@ class Recorder:
 
     @property
     def recording(self) -> bool:
-        """Whether the limit has not been reached."""
+        """Whether it goes on."""
         return self._recording
 
     def observe(self, event: Event) -> None:
@@ -101,15 +105,22 @@ class Recorder:
     def close(self) -> None:
         """Finish the file."""
         self._recording = False
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as error:
+            logger.error("the recording was not written to its end: %s", error)
 
     def _write(self, frame: Frame) -> None:
         data = self._encoder.encode(frame)
         end = self._encoder.encode(Full())
         if len(data) + len(end) + 8 > self._left:
             data, self._recording = end, False
-        self._file.write(len(data).to_bytes(4, "little") + data)
-        self._file.flush()
+        try:
+            self._file.write(len(data).to_bytes(4, "little") + data)
+            self._file.flush()
+        except OSError as error:
+            logger.error("the recording ends here: %s", error)  # the service goes on without it
+            self._recording = False
         self._left -= len(data) + 4
 
     def _hidden(self, tokens: list[int] | tuple[int, ...]) -> list[int]:
@@ -135,11 +146,20 @@ class Recorder:
 
 
 def open_recorder(observe: Observe, shapes: Shapes, settings: Settings) -> Recorder | None:
-    """The recorder that a launch file asks for; None if it asks for none."""
+    """The recorder that a launch file asks for; None if it asks for none.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
     if observe.record is None:
         return None
+    try:
+        file = Path(observe.record).open("wb")
+    except OSError as error:
+        message = f"cannot write the recording: {error.strerror}"
+        raise ConfigError(message, key="observe.record", value=observe.record) from error
     key = None if observe.record_token_ids == "clear" else secrets.token_bytes(32)
-    return Recorder(Path(observe.record).open("wb"), shapes, settings, observe.record_limit_bytes, key)
+    return Recorder(file, shapes, settings, observe.record_limit_bytes, key)
 
 
 def read_frames(path: Path) -> Iterator[Frame]:

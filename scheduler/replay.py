@@ -4,6 +4,7 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from model.interface import MAX_TOP_LOGPROBS, Int32, Shapes, StepInput, StepOutput
@@ -113,7 +114,10 @@ def replay(path: Path) -> int:
     Raises:
         ReplayError: a plan differs, or the file holds no recording.
     """
-    frames = list(read_frames(path))
+    try:
+        frames = list(read_frames(path))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ReplayError(f"{path} is no recording: {error}") from error
     header = frames[0] if frames else None
     if not isinstance(header, Header):
         raise ReplayError(f"{path} does not begin like a recording")

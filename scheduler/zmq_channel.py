@@ -2,7 +2,7 @@
 
 A frame is one MessagePack value of the wire's types. Frontend k is the peer with identity ``frontend_id(k)``;
 an empty frame is its greeting, answered with the newest Progress or Ready. What does not decode is dropped
-and counted. Sockets belong to the engine's thread; ``wake`` alone may be called from anywhere.
+and counted. Sockets belong to the engine's thread; ``wake`` and ``stop`` alone may be called from anywhere.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ import msgspec
 import zmq
 
 from scheduler.channel import Origin
-from scheduler.commands import Command, Message, Progress, Ready, StepStats
+from scheduler.commands import Command, Message, Progress, Ready, Shutdown, StepStats
 from scheduler.start import Endpoints, frontend_id, frontend_index
 
 MAX_FRAME_BYTES = 128 * 2**20
@@ -24,6 +24,8 @@ MAX_WAITING_MESSAGES = 65_536
 MAX_WAITING_COMMANDS = 65_536
 MAX_COMMANDS_PER_TURN = 4096
 """So that a flood of commands cannot keep the engine from stepping."""
+STOPPED: Origin = 0
+"""Origin of the Shutdown that ``stop`` makes; it is not answered."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ class ZmqChannel:
         self._encoder = msgspec.msgpack.Encoder()
         self._frontends: set[Origin] = set()
         self._greeting: bytes | None = None
+        self._stopping = False
         self._router = context.socket(zmq.ROUTER)
         for option, value in (
             (zmq.LINGER, 500),
@@ -74,6 +77,9 @@ class ZmqChannel:
             with contextlib.suppress(BlockingIOError):
                 os.read(self._wake_read, 4096)
         received: list[tuple[Origin, Command]] = []
+        if self._stopping:
+            self._stopping = False
+            received.append((STOPPED, Shutdown()))
         if self._router not in events:
             return received
         for _ in range(MAX_COMMANDS_PER_TURN):
@@ -107,6 +113,11 @@ class ZmqChannel:
         """Make ``receive`` return. Safe from any thread and from a signal handler."""
         with contextlib.suppress(BlockingIOError):  # the pipe is full: a wake-up is under way
             os.write(self._wake_write, b"\0")
+
+    def stop(self) -> None:
+        """Make ``receive`` return a Shutdown, as if one had come over the wire. As safe as ``wake``."""
+        self._stopping = True
+        self.wake()
 
     def close(self) -> None:
         """Close the sockets; what was sent has half a second to leave."""

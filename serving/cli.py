@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from configs.errors import ConfigError
+from configs.packages import check_packages
 
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None, load: Callable[[str], Main] = load_c
         parser.print_help(sys.stderr)
         return MISUSED
     try:
+        check_packages()
         status = load(arguments.command)(arguments.rest)
         sys.stdout.flush()  # here, where a reader that has gone is no traceback
         return status

@@ -11,8 +11,8 @@ import uvicorn
 import uvloop
 import zmq.asyncio
 
+from configs import log
 from scheduler.start import FrontendStart, exit_with_parent, read_start
-from serving import log
 from serving.app import build_app
 from serving.collector_link import CollectorLink
 from serving.engine_client import EngineClient

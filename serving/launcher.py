@@ -20,11 +20,11 @@ from typing import Final
 import msgspec
 import zmq
 
+from configs import log
 from configs.errors import ConfigError
 from configs.schema import EngineConfig
-from scheduler.commands import Shutdown
+from scheduler.commands import FAILED, Shutdown
 from scheduler.start import Endpoints, EngineStart, FrontendStart, frontend_id
-from serving import log
 from serving.children import Child, spawn
 from serving.collector import Collector
 from serving.metrics import Metrics
@@ -43,8 +43,6 @@ LAST_WORDS_S: Final = 0.3
 _TICK_S: Final = 1.0
 LAUNCHER: Final = 9999
 """The launcher's ``Origin``: a number that no frontend has."""
-FAILED: Final = "failed"
-"""Stage of the Progress with which an engine says, before it leaves, why it cannot start."""
 
 
 @dataclass(slots=True, frozen=True)

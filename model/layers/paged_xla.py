@@ -15,6 +15,12 @@ from model.layers.attention import neutral
 from model.sharing import BLOCK_PAGES as SHARED_PAGES
 from model.sharing import GROUPS_AT_ONCE
 
+WIDE = 128
+"""Queries of one cut of a long prompt piece."""
+WIDE_PAGES = 16
+"""Pages of keys in one turn for a wide cut; more work a turn, fewer turns."""
+TILE_PAGES = 8
+
 
 @dataclass(slots=True, frozen=True)
 class Blocking:
@@ -199,37 +205,60 @@ def attend_tile(
     return out.transpose(2, 0, 1, 3).reshape(tile, heads, head_dim)
 
 
-class Tiles(NamedTuple):
-    """Where the prompt pieces lie on the token axis, in tiles."""
+class Pieces(NamedTuple):
+    """Where the prompt pieces lie on the token axis."""
 
-    first: jax.Array
-    """int32: first tile that belongs to a piece."""
-    end: jax.Array
-    """int32: one past the last."""
-    row: jax.Array
-    """int32[T]: row of each entry, -1 for padding."""
+    offset: jax.Array
+    """int32[P]: index of each piece's first token."""
+    length: jax.Array
+    """int32[P]; 0 is padding."""
+    table: jax.Array
+    """int32[P, W]: their page tables."""
     position: jax.Array
-    """int32[T]."""
+    """int32[T]: position of every entry of the token axis."""
 
 
 def attend_pieces(
+    out: jax.Array, q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, pieces: Pieces, blocking: Blocking
+) -> jax.Array:
+    """Fill ``out`` float32[T, heads, head_dim] for the entries of prompt pieces: wide cuts, then tiles for the rest."""
+    wide = pieces.length // WIDE * WIDE if q.shape[0] >= WIDE else jnp.zeros_like(pieces.length)
+    if q.shape[0] >= WIDE:
+        cuts = Cuts(pieces.offset, wide // WIDE, WIDE)
+        out = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Blocking(blocking.page_size, WIDE_PAGES, WIDE))
+    tiles = (pieces.length - wide + blocking.tile - 1) // blocking.tile
+    cuts = Cuts(pieces.offset + wide, tiles, blocking.tile)
+    return attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Blocking(blocking.page_size, TILE_PAGES, blocking.tile))
+
+
+class Cuts(NamedTuple):
+    """Equal cuts of the pieces' queries."""
+
+    offset: jax.Array
+    """int32[P]: index of each piece's first cut."""
+    count: jax.Array
+    """int32[P]: cuts of each piece."""
+    size: int
+
+
+def attend_cuts(
     out: jax.Array,
     q: jax.Array,
     pool_k: jax.Array,
     pool_v: jax.Array,
-    table: jax.Array,
-    tiles: Tiles,
+    pieces: Pieces,
+    cuts: Cuts,
     blocking: Blocking,
 ) -> jax.Array:
-    """Fill ``out`` float32[T, heads, head_dim] for the entries of prompt pieces, tile by tile."""
-    size = blocking.tile
+    """Fill ``out`` for all cuts, one after the other."""
+    ends = jnp.cumsum(cuts.count)
 
-    def turn(tile: jax.Array, out: jax.Array) -> jax.Array:
-        at = tile * size
-        row = tiles.row[at]
-        position = jax.lax.dynamic_slice_in_dim(tiles.position, at, size)
-        queries = jax.lax.dynamic_slice_in_dim(q, at, size)
-        done = attend_tile(queries, pool_k, pool_v, table[jnp.maximum(row, 0)], position, jnp.max(position), blocking)
+    def turn(index: jax.Array, out: jax.Array) -> jax.Array:
+        piece = jnp.sum(index >= ends)
+        at = cuts.offset[piece] + (index - ends[piece] + cuts.count[piece]) * cuts.size
+        position = jax.lax.dynamic_slice_in_dim(pieces.position, at, cuts.size)
+        queries = jax.lax.dynamic_slice_in_dim(q, at, cuts.size)
+        done = attend_tile(queries, pool_k, pool_v, pieces.table[piece], position, jnp.max(position), blocking)
         return jax.lax.dynamic_update_slice_in_dim(out, done, at, axis=0)
 
-    return jax.lax.fori_loop(tiles.first, tiles.end, turn, out)
+    return jax.lax.fori_loop(0, ends[-1], turn, out)

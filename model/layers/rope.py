@@ -29,13 +29,19 @@ def scaled(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
 
 
 def rotations(position: jax.Array, inverse: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines, float32[T, head_dim / 2], of ``position`` int32[T]."""
+    """Cosines and signed sines, float32[T, 2, head_dim / 2], of ``position`` int32[T], for the head's two halves."""
     angle = position.astype(jnp.float32)[:, None] * jnp.asarray(inverse)[None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return jnp.stack([cos, cos], axis=1), jnp.stack([-sin, sin], axis=1)
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotate ``x`` float32[T, heads, head_dim], the halves of the head paired as Hugging Face pairs them."""
-    first, second = jnp.split(x, 2, axis=-1)
-    c, s = cos[:, None, :], sin[:, None, :]
-    return jnp.concatenate([first * c - second * s, second * c + first * s], axis=-1)
+    """Rotate ``x`` float32[T, heads, head_dim], the halves of the head paired as Hugging Face pairs them.
+
+    The halves change places by a reversed axis: XLA's CPU back end does not vectorise a concatenation (8.5 of 78 ms in
+    a step of 64 tokens).
+    """
+    # shape: [T, heads, 2, head_dim / 2]
+    halves = x.reshape(*x.shape[:-1], 2, x.shape[-1] // 2)
+    turned = halves * cos[:, None] + jnp.flip(halves, axis=-2) * sin[:, None]
+    return turned.reshape(x.shape)

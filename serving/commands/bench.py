@@ -15,7 +15,7 @@ from serving.bench.load import Figures, Target, run, table, warm_up
 from serving.bench.workloads import WORKLOADS
 
 ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
-    {"steps": "model.bench_steps", "radix": "tests.benchmarks.radix"}
+    {"steps": "serving.commands.bench_steps", "radix": "tests.benchmarks.radix"}
 )
 """What is measured in the room that it belongs to."""
 

@@ -1,10 +1,13 @@
 """Cost of match and insert by length of the key and by number of cached nodes.
 
-Run as ``python -m tests.benchmarks.radix``; prints JSON. Times are microseconds, medians of many.
+Run as ``radjax bench radix`` or ``python -m tests.benchmarks.radix``; prints JSON. Times are microseconds, medians of
+many.
 """
 
+import argparse
 import json
 import statistics
+import sys
 import time
 
 import numpy as np
@@ -70,12 +73,19 @@ def measure(nodes: int, tokens: int) -> dict[str, float | int]:
     }
 
 
-def main() -> None:
-    """Print one JSON object a line."""
-    for nodes in (10**3, 10**4, 10**5):
-        for tokens in (128, 1024, 8192):
+def main(argv: list[str]) -> int:
+    """Print one JSON object a line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="radjax bench radix", description=main.__doc__)
+    parser.add_argument("--nodes", type=int, nargs="+", default=[10**3, 10**4, 10**5], help="cached nodes")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 1024, 8192], help="tokens of a key")
+    arguments = parser.parse_args(argv)
+    if min(arguments.nodes) < 1 or min(arguments.tokens) < PAGE_SIZE:
+        parser.error(f"at least one node and {PAGE_SIZE} tokens")
+    for nodes in arguments.nodes:
+        for tokens in arguments.tokens:
             print(json.dumps(measure(nodes, tokens)), flush=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

@@ -75,6 +75,26 @@ def test_decoding_on_another_requests_prefix_has_the_reference_logits(name: str)
     assert_close(logits[0], expected[38])
 
 
+def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles() -> None:
+    bench = open_bench(GOLDEN / "models" / "llama")
+    bench.shapes = dataclasses.replace(bench.shapes, mixed_tokens=(64, 256), pages_per_row=64)
+    ids = np.random.default_rng(7).integers(3, 512, 200).astype(np.int32)
+    one, two = np.arange(1, 51, dtype=np.int32), np.arange(51, 96, dtype=np.int32)
+    expected = np.zeros((180, 512), np.float32)
+    for begin in range(0, 180, 40):
+        end = min(begin + 40, 180)
+        step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, begin, end, two)])
+        expected[begin:end] = bench.logits(step)[at]
+    step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 5, one)])
+    assert_close(bench.logits(step)[at], expected[:5])
+    # behind a first cut of five tokens: one wide cut and three tiles
+    step, (at,) = mixed(bench.shapes, 256, [], [Row(ids, 5, 151, one)])
+    logits = bench.logits(step)
+    assert_close(logits[at], expected[5:151])
+    step, (at,) = mixed(bench.shapes, 256, [], [Row(ids, 151, 180, one)])
+    assert_close(bench.logits(step)[at], expected[151:])
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 @pytest.mark.parametrize("size", [2, 16, 64])
 def test_rows_behind_shared_pages_have_the_reference_logits(size: int, tensor: int) -> None:

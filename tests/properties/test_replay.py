@@ -2,20 +2,25 @@
 
 import tempfile
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.errors import ConfigError
+from configs.schema import Observe
 from model.interface import Shapes
 from scheduler.assembly import Settings, assemble
-from scheduler.commands import Generate, SamplingParams, Shutdown
+from scheduler.commands import Finished, Generate, SamplingParams, Shutdown
 from scheduler.loop import run
 from scheduler.planner import Plan
-from scheduler.recording import Frame, Full, Planned, Recorder, Tokens, Turn, read_frames
+from scheduler.recording import Frame, Full, Planned, Recorder, Tokens, Turn, open_recorder, read_frames
 from scheduler.replay import ReplayError, replay
+from scheduler.tick import Tick
 from tests.fakes import KVEchoRunner, ScriptedPort
+from tests.scheduler.build import SETTINGS, SHAPES, ask
 from tests.strategies import Workload, workloads
 
 
@@ -100,6 +105,42 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     with pytest.raises(ReplayError, match="does not begin"):
         replay(tmp_path / "empty")
+    for noise in (b"\x05\0\0\0hello", b"\xff\xff\xff\xff", b"\x01\0\0\0\xc0"):
+        (tmp_path / "noise").write_bytes(noise)
+        with pytest.raises(ReplayError, match="is no recording"):
+            replay(tmp_path / "noise")
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    recorder = Recorder(Path("/dev/full").open("wb"), SHAPES, SETTINGS, 2**20, None)
+    port = ScriptedPort({0: [(0, ask("a", [1, 2, 3], 5))], 9: [(0, Shutdown())]})
+    run(assemble(port, KVEchoRunner(SHAPES), SETTINGS, (recorder,)), SETTINGS.depth)
+    recorder.close()
+    assert not recorder.recording
+    assert isinstance(port.answers[-1][1], Finished)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records][0] == "the recording ends here"
+
+
+def test_a_recording_that_cannot_be_written_is_a_mistake_of_the_configuration(tmp_path: Path) -> None:
+    observe = Observe(record=str(tmp_path / "absent" / "run"))
+    with pytest.raises(ConfigError, match="observe.record: cannot write the recording: No such file"):
+        open_recorder(observe, SHAPES, SETTINGS)
+
+
+@pytest.mark.parametrize(("token_ids", "clear"), [("hashed", False), ("clear", True)])
+def test_the_launch_file_decides_whether_token_ids_can_be_read(
+    token_ids: Literal["hashed", "clear"], clear: bool, tmp_path: Path
+) -> None:
+    prompt = list(range(1, 25))
+    recorder = open_recorder(Observe(record=str(tmp_path / "run"), record_token_ids=token_ids), SHAPES, SETTINGS)
+    assert recorder is not None
+    recorder.observe(Tick(1, 0, [(0, ask("a", prompt, 5))]))
+    recorder.close()
+    [turn] = [frame for frame in read_frames(tmp_path / "run") if isinstance(frame, Turn)]
+    [(_, command)] = turn.tick.commands
+    assert isinstance(command, Generate)
+    assert (command.prompt == prompt) is clear
+    assert open_recorder(Observe(), SHAPES, SETTINGS) is None
 
 
 def test_equal_plans_have_equal_bytes_and_others_do_not() -> None:

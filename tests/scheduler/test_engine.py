@@ -1,10 +1,13 @@
 """What requests and commands lead to, end to end on the echo runner."""
 
 import math
+import traceback
 
+import pytest
 from msgspec import structs
 
-from model.interface import Family, Variant
+from model.interface import Family, StepInput, StepOutput, Variant
+from scheduler.assembly import assemble
 from scheduler.commands import (
     Abort,
     AbortAll,
@@ -19,9 +22,11 @@ from scheduler.commands import (
     StepStats,
     Stop,
 )
+from scheduler.loop import run
 from scheduler.planner import Plan
 from scheduler.tick import Tick
-from tests.scheduler.build import SETTINGS, Played, ask, play
+from tests.fakes import ScriptedPort, echo_token
+from tests.scheduler.build import SETTINGS, SHAPES, Played, ask, play
 
 TIGHT = structs.replace(SETTINGS, num_pages=14, conservativeness=0.01)
 
@@ -254,6 +259,54 @@ def test_the_figures_add_up_when_all_is_done() -> None:
     assert stats.scheduled_tokens + stats.padded_tokens == sizes
     assert stats.steps_decode + stats.steps_mixed + stats.steps_score == len(played.runner.steps)
     assert stats.new_token_ratio == 0.7
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+def test_figures_show_an_idle_engine_from_the_step_that_answers_the_last_request(depth: int) -> None:
+    settings = structs.replace(SETTINGS, depth=depth, max_inflight=depth)
+    stop = echo_token([1, 2, 3, echo_token([1, 2, 3], SHAPES.vocab_size)], SHAPES.vocab_size)
+    # only the second token tells that it ends, and rows of it are in flight by then
+    played = play({0: [ask("a", [1, 2, 3], 9, stop_token_ids=(stop,)), ask("b", [3, 4], 1)]}, settings)
+    assert played.end("a").output_tokens == 2
+    stats = [event for event in played.events if isinstance(event, StepStats)]
+    assert all(s.tokens_used > 0 for s in stats if s.num_running)
+    assert any(s.num_running for s in stats)
+    over = [s for s in stats if s.finished == 2]
+    assert len(over) > depth
+    for s in over:
+        assert (s.num_running, s.num_queued, s.tokens_used, s.gen_throughput) == (0, 0, 0, 0)
+
+
+class Failing:
+    """A runner whose device fails, when a step is launched or when it is read."""
+
+    def __init__(self, at_launch: bool) -> None:
+        self.shapes = SHAPES
+        self._at_launch = at_launch
+
+    def launch(self, step: StepInput) -> "Failing":
+        if self._at_launch:
+            raise RuntimeError("out of memory")
+        return self
+
+    def ready(self) -> bool:
+        return True
+
+    def result(self) -> StepOutput:
+        raise RuntimeError("out of memory")
+
+    def compiled_late(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("at_launch", [True, False])
+def test_a_step_that_fails_ends_the_loop_and_the_error_names_program_and_requests(at_launch: bool) -> None:
+    port = ScriptedPort({0: [(0, ask("one", [1, 2, 3], 9)), (0, ask("two", [4], 5))]})
+    engine = assemble(port, Failing(at_launch), SETTINGS, ())
+    with pytest.raises(RuntimeError) as caught:
+        run(engine, 1)
+    text = "".join(traceback.format_exception_only(caught.value))
+    assert "in a mixed step of size 8 with 2 rows: two one[0:3]" in text
 
 
 def test_an_idle_engine_takes_no_turns() -> None:

@@ -6,7 +6,18 @@ import time
 import pytest
 
 from scheduler.assembly import assemble
-from scheduler.commands import Abort, Batch, Finished, Generate, GetState, Rejected, Reply, Shutdown
+from scheduler.commands import (
+    Abort,
+    Batch,
+    Command,
+    Finished,
+    Generate,
+    GetState,
+    Message,
+    Rejected,
+    Reply,
+    Shutdown,
+)
 from scheduler.local_channel import MAX_COMMANDS, ChannelFullError, LocalChannel
 from scheduler.loop import run
 from scheduler.port import ChannelPort
@@ -53,6 +64,28 @@ def test_seeds_of_unseeded_requests_are_drawn_where_the_tick_is_made() -> None:
     tick = ChannelPort(channel, FakeClock(), lambda: 123).poll()
     seeds = [command.params.seed for _, command in tick.commands if isinstance(command, Generate)]
     assert seeds == [123, 7]
+
+
+class RestlessChannel:
+    """Returns early with nothing a few times before it has a command."""
+
+    def __init__(self, times: int) -> None:
+        self._left = times
+
+    def receive(self, timeout_s: float | None) -> list[tuple[int, Command]]:
+        self._left -= 1
+        return [(0, Shutdown())] if self._left < 0 else []
+
+    def send(self, origin: int, message: Message) -> None:
+        raise AssertionError("nothing is to be said")
+
+    def broadcast(self, message: Message) -> None:
+        raise AssertionError("nothing is to be said")
+
+
+def test_a_channel_that_returns_early_with_nothing_is_asked_again_and_makes_no_turn() -> None:
+    tick = ChannelPort(RestlessChannel(3), FakeClock(), lambda: 1).wait()
+    assert (tick.number, tick.commands) == (1, [(0, Shutdown())])
 
 
 def turns_of(watcher: Watcher) -> int:

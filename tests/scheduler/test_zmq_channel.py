@@ -12,7 +12,18 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scheduler.commands import Abort, Batch, Command, Delta, Generate, Message, Progress, SamplingParams, StepStats
+from scheduler.commands import (
+    Abort,
+    Batch,
+    Command,
+    Delta,
+    Generate,
+    Message,
+    Progress,
+    SamplingParams,
+    Shutdown,
+    StepStats,
+)
 from scheduler.start import Endpoints, frontend_id, frontend_index
 from scheduler.zmq_channel import ZmqChannel
 
@@ -184,3 +195,11 @@ def test_a_command_in_a_message_of_several_frames_is_dropped_whole(wire: Wire) -
         frontend.send(msgspec.msgpack.encode(Abort(rid="b")))
         assert wire.commands(1) == [(0, Abort(rid="b"))]
     assert wire.channel.counts.undecodable == 1
+
+
+def test_stop_from_another_thread_makes_a_blocked_receive_return_one_shutdown(wire: Wire) -> None:
+    timer = threading.Timer(0.05, wire.channel.stop)
+    timer.start()
+    assert [command for _, command in wire.channel.receive(WAIT_S)] == [Shutdown()]
+    timer.join()
+    assert wire.channel.receive(0) == []

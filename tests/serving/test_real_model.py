@@ -27,7 +27,9 @@ SETTINGS = (
     f"model.context_length={CONTEXT}",
     f"cache.page_size={PAGE}",
     "cache.max_total_tokens=8192",
+    # few programs, since a fresh machine compiles all of them before the first request is answered
     "scheduler.max_running_requests=8",
+    "scheduler.chunk_tokens=64",
     "scheduler.check=every_step",
 )
 SCORED: dict[str, object] = {
@@ -136,7 +138,8 @@ def test_a_prompt_is_scored_as_its_tokens_were_when_they_were_drawn(real: Real) 
     asked = real.first["usage"]["prompt_tokens"]
     assert scored["logprobs"]["tokens"] == drawn["logprobs"]["tokens"]
     assert all(greedy(scored["logprobs"])[asked - 1 :])
-    assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(drawn["logprobs"]["token_logprobs"][1:], abs=0.02)
+    # bfloat16 rounds logits of about 20 to steps of 0.1; a score of the wrong position is off by several
+    assert scored["logprobs"]["token_logprobs"][1:] == pytest.approx(drawn["logprobs"]["token_logprobs"][1:], abs=0.1)
 
 
 def test_it_names_the_capital_of_france(real: Real) -> None:

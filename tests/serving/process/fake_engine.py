@@ -14,6 +14,7 @@ from pathlib import Path
 import zmq
 
 from scheduler.commands import (
+    FAILED,
     Abort,
     AbortAll,
     Batch,
@@ -179,7 +180,7 @@ def main() -> None:
     context: zmq.Context[zmq.SyncSocket] = zmq.Context()
     channel = ZmqChannel(context, start.endpoints, start.replica)
     if (folder / "fail").exists():
-        channel.broadcast(Progress(stage="failed", done=0, total=0, detail=(folder / "fail").read_text()))
+        channel.broadcast(Progress(stage=FAILED, done=0, total=0, detail=(folder / "fail").read_text()))
         channel.close()
         context.term()
         sys.exit(3)

@@ -3,18 +3,18 @@
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Final
 
 import msgspec
 
+from configs.packages import ROOMS
 from configs.schema import Observe
-
-ROOMS: Final = ("configs", "sharding", "model", "scheduler", "serving")
-"""The root loggers that belong to this project; others speak from ``warning`` up."""
 
 
 def configure(observe: Observe, process: str) -> None:
-    """Set up logging of this process, called ``process`` in every line, on standard error."""
+    """Set up logging of this process, called ``process`` in every line, on standard error.
+
+    The project's packages speak from ``observe.log_level`` up, all others from ``warning`` up.
+    """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines(process) if observe.log_format == "json" else TextLines(process))
     root = logging.getLogger()

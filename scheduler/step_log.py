@@ -1,0 +1,70 @@
+"""The log lines of the engine's steps: one for every prefill step, one for so many decode steps."""
+
+import logging
+
+from scheduler.commands import StepStats
+from scheduler.observe import Committed, Event
+from scheduler.planner import Plan
+
+logger = logging.getLogger(__name__)
+
+
+class StepLog:
+    """An ``Observer`` that logs at ``info`` (documents: M-4, M-5).
+
+    A prefill line says how many requests have a piece in the step and how many of its tokens are theirs, beside
+    what the decode rows leave of the step's budget; queue and running requests are those after the step.
+
+    Args:
+        interval: decode steps from one decode line to the next.
+        token_budget: tokens that a step may have.
+    """
+
+    def __init__(self, interval: int, token_budget: int) -> None:
+        self._interval = interval
+        self._token_budget = token_budget
+        self._decoded = 0
+        self._plan: Plan | None = None
+        """Of the step whose figures come next."""
+
+    def observe(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, Committed):
+            self._plan = event.plan
+        elif isinstance(event, StepStats) and self._plan is not None:
+            plan, self._plan = self._plan, None
+            if plan.pieces:
+                logger.info("%s", prefill_line(plan, event, self._token_budget))
+            elif plan.decode:
+                self._decoded += 1
+                if self._decoded % self._interval == 0:
+                    logger.info("%s", decode_line(plan, event))
+
+
+def prefill_line(plan: Plan, stats: StepStats, token_budget: int) -> str:
+    """What a step with prompt pieces did."""
+    new_tokens = sum(piece.length for piece in plan.pieces)
+    left = token_budget - len(plan.decode)
+    ratio = new_tokens / left if left > 0 else 0.0
+    line = (
+        f"prefill: #queue_req: {stats.num_queued}, #can_run_req: {len(plan.pieces)}, "
+        f"#new_token: {new_tokens}, new_token_ratio: {ratio:.3f}"
+    )
+    return f"{line}, #running_reqs: {stats.num_running}" if stats.num_running else line
+
+
+def decode_line(plan: Plan, stats: StepStats) -> str:
+    """How decoding goes on; the bucket in which the step ran, and the rows of it that were padding."""
+    usage = stats.tokens_used / stats.tokens_total if stats.tokens_total else 0.0
+    return (
+        f"decode: #running_req: {stats.num_running}, #queue_req: {stats.num_queued}, #token: {stats.tokens_used}, "
+        f"token_usage: {usage:.3f}, gen_throughput: {stats.gen_throughput:.3f}, "
+        f"bucket: {plan.size}, padding: {plan.size - len(plan.decode)}"
+    )
+
+
+def describe(plan: Plan) -> str:
+    """A step in words, for whoever must find out why it failed."""
+    rows = [request.rid for request in plan.decode]
+    rows += [f"{piece.request.rid}[{piece.start}:{piece.start + piece.length}]" for piece in plan.pieces]
+    return f"in a {plan.family.value} step of size {plan.size} with {len(rows)} rows: {' '.join(rows)}"

@@ -1,0 +1,179 @@
+"""``radjax bench steps``: the time of every compiled step beside what the device's bandwidth and arithmetic allow."""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs.env import process_environment
+from configs.load import load
+from model.batch import Program, decode_rows
+from model.interface import (
+    MAX_LOGIT_BIAS,
+    MAX_STOP_IDS,
+    Family,
+    FullSampling,
+    Int32,
+    Sampling,
+    Shapes,
+    StepInput,
+    Variant,
+)
+from model.programs import all_programs
+from model.runner import JaxRunner
+from scheduler.main import Setup, make_runner, prepare
+
+COPY_BYTES = 2**28
+PRODUCT_SIZE = 2048
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What this device reaches in the simplest programs, measured now."""
+
+    bytes_per_s: float
+    flops_per_s: float
+
+
+def main(argv: list[str]) -> int:
+    """Measure, or only list, the programs of a launch file; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="radjax bench steps", description=__doc__)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--list", action="store_true", help="name the programs and stop")
+    parser.add_argument("--context", type=int, default=256, help="tokens in front of each row (default: 256)")
+    parser.add_argument("--repeat", type=int, default=10, help="measurements of each program (default: 10)")
+    arguments = parser.parse_args(argv)
+    loaded = load(arguments.config, arguments.overrides, process_environment())
+    setup = prepare(loaded.config, loaded.name, lambda progress: None)
+    if arguments.list:
+        print("\n".join(map(str, all_programs(setup.shapes))))
+        setup.programs.close()
+        return 0
+    runner = make_runner(loaded.config, setup, lambda progress: None)
+    setup.programs.wait_all()
+    limits = measure_limits(setup.resolved.dtype)
+    print(
+        f"{jax.devices()[0].device_kind}: {limits.bytes_per_s / 1e9:.1f} GB/s, {limits.flops_per_s / 1e9:.0f} GFLOP/s"
+    )
+    print(f"{'program':20}{'ms':>9}{'tok/s':>10}{'weights ms':>12}{'products ms':>13}{'share':>8}")
+    for program in all_programs(setup.shapes):
+        seconds = measure(runner, synthetic(program, setup, arguments.context), arguments.repeat)
+        print(report(program, seconds, setup, limits), flush=True)
+    return 0
+
+
+def report(program: Program, seconds: float, setup: Setup, limits: Limits) -> str:
+    """One line of the table; the share is that of the nearer limit in the measured time."""
+    tokens = program.size
+    layers = sum(leaf.size for name, leaf in setup.model.leaves.items() if name.startswith("blocks"))
+    head = setup.model.leaves["head"].size
+    rows = program.size if program.family is Family.SCORE else setup.shapes.rows(program.family, program.size)
+    read = (
+        setup.model.weight_bytes - setup.model.leaves["embedding"].size * setup.model.leaves["embedding"].dtype.itemsize
+    )
+    bandwidth = read / limits.bytes_per_s
+    arithmetic = 2 * (layers * tokens + head * rows) / limits.flops_per_s
+    share = max(bandwidth, arithmetic) / seconds
+    times = f"{seconds * 1e3:9.2f}{tokens / seconds:10.0f}{bandwidth * 1e3:12.2f}{arithmetic * 1e3:13.2f}"
+    return f"{program!s:20}{times}{share:8.0%}"
+
+
+def measure(runner: JaxRunner, step: StepInput, repeat: int) -> float:
+    """Median seconds of a step, launched two deep as the overlapped loop does."""
+    runner.launch(step).result()
+    times: list[float] = []
+    for _ in range(repeat):
+        began = time.perf_counter()
+        first, second = runner.launch(step), runner.launch(step)
+        first.result()
+        second.result()
+        times.append((time.perf_counter() - began) / 2)
+    return statistics.median(times)
+
+
+def measure_limits(dtype: str) -> Limits:
+    """Bytes a second of reading and writing a large array; operations a second of a large product."""
+    array = jnp.ones((COPY_BYTES // 4,), jnp.float32)
+    square = jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE), dtype)
+    copy = jax.jit(lambda x: x + 1)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    return Limits(2 * COPY_BYTES / best(lambda: copy(array)), 2 * PRODUCT_SIZE**3 / best(lambda: product(square)))
+
+
+def best(run: Callable[[], jax.Array]) -> float:
+    """Seconds of the fastest of five runs."""
+    run().block_until_ready()
+    times: list[float] = []
+    for _ in range(5):
+        began = time.perf_counter()
+        run().block_until_ready()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def synthetic(program: Program, setup: Setup, context: int) -> StepInput:
+    """A full step of ``program``: every decode row behind its own ``context`` tokens, one piece in the rest."""
+    shapes = setup.shapes
+    rows, decode = shapes.rows(program.family, program.size), decode_rows(program, shapes)
+    # a mixed step of decode rows and one piece; as many rows as leave the piece a tile
+    running = decode if program.family is Family.DECODE else min(decode, program.size // 2) // shapes.tile * shapes.tile
+    slots, starts, lengths, offsets = np.zeros((4, rows), np.int32)
+    slots[:running] = np.arange(running) % shapes.max_rows + 1
+    starts[:running], lengths[:running], offsets[:running] = context, 1, np.arange(running)
+    if program.family is not Family.DECODE:
+        slots[decode], starts[decode] = shapes.max_rows, context
+        lengths[decode], offsets[decode] = program.size - running, running
+    table = np.zeros((rows, shapes.pages_per_row), np.int32)
+    used = -(-(context + program.size) // shapes.page_size)
+    width = min(used, shapes.pages_per_row)
+    table[:, :width] = np.random.default_rng(0).integers(1, setup.resolved.num_pages + 1, (rows, width))
+    return StepInput(
+        step=1,
+        family=program.family,
+        variant=program.variant,
+        size=program.size,
+        num_decode=running,
+        num_tokens=int(lengths.sum()),
+        tokens=np.full(program.size, 5, np.int32),
+        slots=slots,
+        starts=starts,
+        lengths=lengths,
+        offsets=offsets,
+        sample=lengths > 0,
+        page_tables=(table,),
+        sampling=Sampling(
+            np.ones(rows, np.float32),
+            np.zeros(rows, np.int32),
+            np.ones(rows, np.float32),
+            np.zeros(rows, np.float32),
+            np.arange(rows, dtype=np.uint32),
+        ),
+        full=neutral(rows, shapes) if program.variant is Variant.FULL else None,
+        targets=targets(program) if program.family is Family.SCORE else None,
+    )
+
+
+def targets(program: Program) -> Int32:
+    """Something to score at every position."""
+    return np.full(program.size, 5, np.int32)
+
+
+def neutral(rows: int, shapes: Shapes) -> FullSampling:
+    """What the full variant reads where no row asks for anything."""
+    return FullSampling(
+        repetition=np.ones(rows, np.float32),
+        frequency=np.zeros(rows, np.float32),
+        presence=np.zeros(rows, np.float32),
+        bias_ids=np.full((rows, MAX_LOGIT_BIAS), -1, np.int32),
+        bias=np.zeros((rows, MAX_LOGIT_BIAS), np.float32),
+        banned_ids=np.full((rows, 2 * MAX_STOP_IDS), -1, np.int32),
+        bitmask=np.full((rows, -(-shapes.vocab_size // 32)), -1, np.int32),
+        top_logprobs=np.zeros(rows, np.int32),
+    )
