@@ -154,7 +154,7 @@ def open_recorder(observe: Observe, shapes: Shapes, settings: Settings) -> Recor
     if observe.record is None:
         return None
     try:
-        file = Path(observe.record).open("wb")
+        file = Path(observe.record).open("wb")  # noqa: SIM115  the recorder owns it
     except OSError as error:
         message = f"cannot write the recording: {error.strerror}"
         raise ConfigError(message, key="observe.record", value=observe.record) from error

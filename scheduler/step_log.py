@@ -16,7 +16,7 @@ class StepLog:
     what the decode rows leave of the step's budget; queue and running requests are those after the step.
 
     Args:
-        interval: decode steps from one decode line to the next.
+        interval: decode steps from one decode line to the next; there is none when nothing runs any more.
         token_budget: tokens that a step may have.
     """
 
@@ -37,7 +37,7 @@ class StepLog:
                 logger.info("%s", prefill_line(plan, event, self._token_budget))
             elif plan.decode:
                 self._decoded += 1
-                if self._decoded % self._interval == 0:
+                if self._decoded % self._interval == 0 and event.num_running:
                     logger.info("%s", decode_line(plan, event))
 
 

@@ -199,12 +199,12 @@ class Launcher:
     def _fail(self, dead: Sequence[Child]) -> int:
         """A process has died: tell everybody, and leave with the reason."""
         self._turn_until(self._said_why, LAST_WORDS_S)
-        reason = self._reason(dead[0])
-        self._collector.vitals.die(reason)
+        how = self._how(dead[0])
+        self._collector.vitals.die(how)  # strangers hear of it too: why is for the log
         self._collector.tell()
         self._turn_until(lambda: self._asked > 1, DEATH_GRACE_S if self._collector.ready else 0.0)
         self._dismiss()
-        self._say(f"error: {reason}")
+        self._say(f"error: {how}{self._why()}")
         code = dead[0].exit_code
         return code if code is not None and code > 0 else 1
 
@@ -220,11 +220,13 @@ class Launcher:
         else:
             self._engine.send(msgspec.msgpack.encode(Shutdown()))
 
-    def _reason(self, child: Child) -> str:
-        last = self._collector.last_progress
+    def _how(self, child: Child) -> str:
         when = "" if self._collector.ready else " before it was ready"
-        why = f": {last.detail}" if last is not None and self._said_why() else ""
-        return f"the {child.name} process {child.last_words}{when}{why}"
+        return f"the {child.name} process {child.last_words}{when}"
+
+    def _why(self) -> str:
+        last = self._collector.last_progress
+        return f": {last.detail}" if last is not None and self._said_why() else ""
 
     def _said_why(self) -> bool:
         last = self._collector.last_progress

@@ -3,12 +3,8 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from configs.env import process_environment
@@ -25,20 +21,10 @@ from model.interface import (
     StepInput,
     Variant,
 )
+from model.limits import Limits, measure_limits
 from model.programs import all_programs
 from model.runner import JaxRunner
 from scheduler.main import Setup, make_runner, prepare
-
-COPY_BYTES = 2**28
-PRODUCT_SIZE = 2048
-
-
-@dataclass(slots=True, frozen=True)
-class Limits:
-    """What this device reaches in the simplest programs, measured now."""
-
-    bytes_per_s: float
-    flops_per_s: float
 
 
 def main(argv: list[str]) -> int:
@@ -59,8 +45,7 @@ def main(argv: list[str]) -> int:
     runner = make_runner(loaded.config, setup, lambda progress: None)
     setup.programs.wait_all()
     limits = measure_limits(setup.resolved.dtype)
-    kind = jax.devices()[0].device_kind
-    print(f"{kind}: {limits.bytes_per_s / 1e9:.1f} GB/s, {limits.flops_per_s / 1e9:.0f} GFLOP/s")
+    print(f"{limits.device_kind}: {limits.bytes_per_s / 1e9:.1f} GB/s, {limits.flops_per_s / 1e9:.0f} GFLOP/s")
     print(f"{'program':20}{'ms':>9}{'tok/s':>10}{'weights ms':>12}{'products ms':>13}{'share':>8}")
     for program in all_programs(setup.shapes):
         seconds = measure(runner, synthetic(program, setup, arguments.context), arguments.repeat)
@@ -93,26 +78,6 @@ def measure(runner: JaxRunner, step: StepInput, repeat: int) -> float:
         second.result()
         times.append((time.perf_counter() - began) / 2)
     return statistics.median(times)
-
-
-def measure_limits(dtype: str) -> Limits:
-    """Bytes a second of reading and writing a large array; operations a second of a large product."""
-    # in place, so that no fresh memory is touched
-    sweep = jax.jit(lambda x: x + 1, donate_argnums=0)
-    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32).astype(x.dtype))
-    array, square = jnp.ones((COPY_BYTES // 4,), jnp.float32), jnp.ones((PRODUCT_SIZE, PRODUCT_SIZE), dtype)
-    return Limits(2 * COPY_BYTES / best(sweep, array), 2 * PRODUCT_SIZE**3 / best(product, square))
-
-
-def best(run: Callable[[jax.Array], jax.Array], value: jax.Array) -> float:
-    """Seconds of the fastest of five runs, each on the last one's result."""
-    value = run(value).block_until_ready()
-    times: list[float] = []
-    for _ in range(5):
-        began = time.perf_counter()
-        value = run(value).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def synthetic(program: Program, setup: Setup, context: int) -> StepInput:

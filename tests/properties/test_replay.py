@@ -112,10 +112,11 @@ def test_what_is_no_recording_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_the_recording_and_not_the_run(caplog: pytest.LogCaptureFixture) -> None:
-    recorder = Recorder(Path("/dev/full").open("wb"), SHAPES, SETTINGS, 2**20, None)
     port = ScriptedPort({0: [(0, ask("a", [1, 2, 3], 5))], 9: [(0, Shutdown())]})
-    run(assemble(port, KVEchoRunner(SHAPES), SETTINGS, (recorder,)), SETTINGS.depth)
-    recorder.close()
+    with Path("/dev/full").open("wb") as full:
+        recorder = Recorder(full, SHAPES, SETTINGS, 2**20, None)
+        run(assemble(port, KVEchoRunner(SHAPES), SETTINGS, (recorder,)), SETTINGS.depth)
+        recorder.close()
     assert not recorder.recording
     assert isinstance(port.answers[-1][1], Finished)
     assert [record.getMessage().partition(":")[0] for record in caplog.records][0] == "the recording ends here"

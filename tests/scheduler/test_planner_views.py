@@ -7,18 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.interface import Family, SlotId
-from scheduler.commands import Reason, SamplingParams
+from model.interface import Family, PageId, SlotId
+from scheduler.commands import FinishReason, Reason, SamplingParams
 from scheduler.kv_cache import NO_HIT, Lease
 from scheduler.planner import View, plan
 from scheduler.radix_cache import RadixCache
-from scheduler.request import Request, Waits
+from scheduler.request import Finish, Request, Waits
 from tests.scheduler.build import SHAPES
 
 SIZE = SHAPES.page_size
 
 
-def running(number: int, prompt_len: int, computed: int, **params: int) -> Request:
+def running(number: int, prompt_len: int, computed: int, scored_from: int | None = None) -> Request:
     """A running request with pages for just what is computed of it."""
     request = Request(
         rid=str(number),
@@ -26,7 +26,9 @@ def running(number: int, prompt_len: int, computed: int, **params: int) -> Reque
         origin=0,
         number=number,
         prompt=np.arange(prompt_len, dtype=np.int32),
-        params=SamplingParams(max_new_tokens=4, **params),
+        params=SamplingParams(
+            max_new_tokens=4, prompt_logprobs=None if scored_from is None else 0, prompt_logprobs_from=scored_from or 0
+        ),
         stream=False,
         namespace=b"",
         max_new=4,
@@ -37,7 +39,9 @@ def running(number: int, prompt_len: int, computed: int, **params: int) -> Reque
     )
     request.computed = computed
     pages = -(-computed // SIZE)
-    request.lease = Lease(SlotId(number), b"", RadixCache(SIZE).root, 0, (list(range(pages)),), pages * SIZE)
+    request.lease = Lease(
+        SlotId(number), b"", RadixCache(SIZE).root, 0, ([PageId(page) for page in range(pages)],), pages * SIZE
+    )
     return request
 
 
@@ -57,43 +61,46 @@ def view(*requests: Request, available: int = 0, max_rows: int = 4, last_family:
     )
 
 
-SCORED = {"prompt_logprobs": 0}
+COMPUTED = 4
+FIRST_SCORED = COMPUTED + 1
+"""First position whose log probability the next token of such a prompt gives."""
 
 
-@pytest.mark.parametrize("params", [{}, SCORED])
+@pytest.mark.parametrize("scored_from", [None, FIRST_SCORED])
 def test_when_no_prompt_can_go_on_for_lack_of_pages_the_youngest_of_the_shortest_goes_back(
-    params: dict[str, int],
+    scored_from: int | None,
 ) -> None:
-    stuck = [running(number, 12, 4, **params) for number in (1, 2)]
-    for request in stuck:
-        request.next_score = 4 if params else 0
+    stuck = [running(number, 12, COMPUTED, scored_from) for number in (1, 2)]
     assert plan(view(*stuck)).retract == (stuck[1],)
     assert not plan(view(*stuck, available=1)).retract
 
 
-@pytest.mark.parametrize("params", [{}, SCORED])
-def test_nobody_goes_back_while_rows_in_flight_may_yet_free_pages(params: dict[str, int]) -> None:
-    stuck = [running(number, 12, 4, **params) for number in (1, 2)]
-    for request in stuck:
-        request.next_score = 4 if params else 0
+@pytest.mark.parametrize("scored_from", [None, FIRST_SCORED])
+def test_nobody_goes_back_while_rows_in_flight_may_yet_free_pages(scored_from: int | None) -> None:
+    stuck = [running(number, 12, COMPUTED, scored_from) for number in (1, 2)]
     stuck[0].unread = 1
     decided = plan(view(*stuck))
     assert (decided.drain, decided.retract) == ((stuck[0],), ())
 
 
+def test_decode_rows_without_pages_wait_for_an_ended_request_rather_than_send_another_back() -> None:
+    row, other, ended = (running(number, COMPUTED + 1, COMPUTED) for number in (1, 2, 3))
+    ended.finish, ended.unread = Finish(FinishReason.STOP, 7, 1), 1
+    assert plan(view(row, other, ended)).drain == (ended,)
+    assert plan(view(row, other)).retract == (other,)
+
+
 def test_a_lone_scored_prompt_gets_the_pages_that_there_are_and_the_rest_later() -> None:
-    request = running(1, 12, 4, **SCORED)
-    request.next_score = 4
+    request = running(1, 12, COMPUTED, FIRST_SCORED)
     [piece] = plan(view(request, available=1)).pieces
     assert (piece.start, piece.length, piece.samples) == (4, SIZE, False)
 
 
 def test_after_a_score_step_others_have_a_turn_and_a_score_step_follows_when_there_are_none() -> None:
-    scored, other = running(1, 12, 4, **SCORED), running(2, 6, 5)
-    scored.next_score = 4
-    after = {"available": 8, "last_family": Family.SCORE}
-    assert plan(view(scored, other, **after)).decode == (other,)
-    assert plan(view(scored, **after)).family is Family.SCORE
+    scored, other = running(1, 12, COMPUTED, FIRST_SCORED), running(2, 6, 5)
+    assert plan(view(scored, other, available=8, last_family=Family.MIXED)).family is Family.SCORE
+    assert plan(view(scored, other, available=8, last_family=Family.SCORE)).decode == (other,)
+    assert plan(view(scored, available=8, last_family=Family.SCORE)).family is Family.SCORE
 
 
 @given(count=st.integers(1, 9), max_rows=st.integers(1, 4), turns=st.integers(1, 30))

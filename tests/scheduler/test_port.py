@@ -4,6 +4,7 @@ import threading
 import time
 
 import pytest
+from msgspec import structs
 
 from scheduler.assembly import assemble
 from scheduler.commands import (
@@ -18,7 +19,7 @@ from scheduler.commands import (
     Reply,
     Shutdown,
 )
-from scheduler.local_channel import MAX_COMMANDS, ChannelFullError, LocalChannel
+from scheduler.local_channel import MAX_COMMANDS, MAX_MESSAGES, ChannelFullError, LocalChannel
 from scheduler.loop import run
 from scheduler.port import ChannelPort
 from scheduler.tick import Tick
@@ -133,3 +134,28 @@ def test_a_failing_handler_is_answered_to_its_sender_and_the_engine_lives() -> N
     assert isinstance(answer, Rejected)
     assert (answer.rid, answer.status, answer.code) == ("bad", 500, "internal_error")
     assert reply.state["num_waiting"] == 1
+
+
+def test_a_client_that_takes_nothing_loses_its_own_messages_and_no_others() -> None:
+    channel = LocalChannel()
+    slow, other = channel.client(0), channel.client(1)
+    reply = Reply(call="x", success=True, message="")
+    for _ in range(MAX_MESSAGES + 1):
+        channel.send(0, reply)
+    channel.send(1, reply)
+    assert other.receive(0) == [reply]
+    with pytest.raises(ChannelFullError, match="lost"):
+        slow.receive(0)
+
+
+def test_a_question_that_fails_is_answered_as_failed() -> None:
+    # document: O-14
+    channel = LocalChannel()
+    client = channel.client(0)
+    port = ChannelPort(channel, FakeClock(), lambda: 1)
+    engine = assemble(port, KVEchoRunner(SHAPES), structs.replace(SETTINGS, num_pages=0), ())
+    client.send(GetState(call="c"))  # there is no share of no pages
+    engine.emit(engine.receive())
+    [reply] = client.receive(0)
+    assert isinstance(reply, Reply)
+    assert (reply.call, reply.success) == ("c", False)
