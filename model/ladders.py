@@ -2,7 +2,7 @@
 
 from model.interface import Shapes
 
-MAX_PIECES = 4
+MAX_PIECES = 8
 TILE = 32
 SCORE_TOKENS = 64
 

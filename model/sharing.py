@@ -1,12 +1,15 @@
-"""Decode rows that share the beginning of their page tables, so that attention reads shared pages once for a group.
+"""Groups of decode rows for attention: rows behind one prefix, and rows much longer than the rest.
 
-Every request behind the same system prompt holds the same pages for it. Pages are shared only through the prefix
-cache, so equal page numbers mean equal keys and values (Juravsky et al., 2024: Hydragen).
+Shared pages are read once for a group. Every request behind the same system prompt holds the same pages for it. Pages
+are shared only through the prefix cache, so equal page numbers mean equal keys and values (Juravsky et al., 2024:
+Hydragen).
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model.interface import Int32, StepInput
 
@@ -32,23 +35,61 @@ def num_groups(decode_rows: int) -> int:
 
 
 def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:
-    """Group the decode rows of ``step``, greedily among rows in the order of their page tables."""
+    """Group the decode rows of ``step``, so that little is left to the loop that takes all rows in step.
+
+    That loop turns as often as the row with most pages of its own needs. Rows behind one prefix make groups, greedily
+    in the order of their page tables; a row that is much longer than the rest becomes a group of its own.
+    """
     places, count = num_groups(decode_rows), step.num_decode
     groups = Groups(np.full((places, GROUP_ROWS), decode_rows, np.int32), np.zeros(places, np.int32))
     if not places or count < 2:
         return groups
     # only whole blocks that were written before this step
     blocks = step.starts[:count] // (page_size * BLOCK_PAGES)
-    table = np.ascontiguousarray(step.page_tables[0][:count, : max(1, int(blocks.max()) * BLOCK_PAGES)])
+    found = [*shared_runs(step.page_tables[0][:count], blocks)]
+    own = blocks.copy()
+    for rows, shared in found:
+        own[rows] -= shared
+    grouped = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.intp)
+    alone = np.setdiff1d(np.arange(count), grouped)
+    level = choose_level(np.sort(own[alone])[::-1], int(own[grouped].max(initial=0)), count, places - len(found))
+    found += [(np.array([row]), int(own[row] - level)) for row in alone if own[row] > level]
+    # like beside like: those that are taken together turn as often as the longest
+    for place, (rows, shared) in enumerate(sorted(found, key=lambda group: -group[1])):
+        groups.rows[place, : len(rows)] = rows
+        groups.blocks[place] = shared
+    return groups
+
+
+def shared_runs(table: Int32, blocks: Int32) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """Rows with a common beginning of their page tables, and how many blocks of it."""
+    table = np.ascontiguousarray(table[:, : max(1, int(blocks.max()) * BLOCK_PAGES)])
     order = np.argsort(table.view(np.dtype((np.void, table.shape[1] * 4))).ravel(), kind="stable")
     table, blocks = table[order], blocks[order]
     differ = table[1:] != table[:-1]
     pages = np.where(differ.any(axis=1), differ.argmax(axis=1), table.shape[1])
-    common = np.minimum(pages // BLOCK_PAGES, np.minimum(blocks[1:], blocks[:-1])).tolist()
-    for place, (first, last, shared) in enumerate(runs(common)):
-        groups.rows[place, : last - first] = order[first:last]
-        groups.blocks[place] = shared
-    return groups
+    common = np.minimum(pages // BLOCK_PAGES, np.minimum(blocks[1:], blocks[:-1]))
+    for first, last, shared in runs(common.tolist()):
+        yield order[first:last], shared
+
+
+def choose_level(own: Int32, least: int, count: int, places: int) -> int:
+    """Blocks that every row leaves to the common loop.
+
+    Args:
+      own: blocks of the rows that are in no group, longest first; those above the level become groups.
+      least: the level that rows in groups need.
+      count: rows of the common loop.
+      places: groups that may be added.
+    """
+    best, cheapest = max(least, int(own[0])) if len(own) else least, np.inf
+    for singles in range(min(places, len(own)) + 1):
+        level = max(least, int(own[singles])) if singles < len(own) else least
+        # GROUPS_AT_ONCE single rows turn as often as the first of them
+        cost = count * level + GROUPS_AT_ONCE * int(np.maximum(own[:singles:GROUPS_AT_ONCE] - level, 0).sum())
+        if cost < cheapest:
+            best, cheapest = level, cost
+    return best
 
 
 def runs(common: list[int]) -> list[tuple[int, int, int]]:
