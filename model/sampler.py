@@ -37,15 +37,20 @@ def rules_of(batch: Batch) -> Rules:
 
 def sample(logits: jax.Array, rules: Rules) -> jax.Array:
     """int32[R]: argmax where the temperature is 0, a draw elsewhere."""
-    greedy = vocabulary.argmax(logits)
-    hot = rules.temperature >= MIN_TEMPERATURE
+    heat = jnp.where(rules.temperature >= MIN_TEMPERATURE, rules.temperature, 0.0)
+    filtered = (heat > 0) & ((rules.top_k > 0) | (rules.top_p < 1) | (rules.min_p > 0))
+
+    def kept() -> jax.Array:
+        scaled = logits / jnp.where(heat > 0, heat, 1.0)[:, None]
+        inside = ~filtered[:, None] | (scaled >= floor(scaled, rules)[:, None])
+        return jnp.where(inside, logits, -jnp.inf)
 
     def draw() -> jax.Array:
-        scaled = logits / jnp.where(hot, rules.temperature, 1.0)[:, None]
-        kept = jnp.where(scaled >= floor(scaled, rules)[:, None], scaled + gumbel(logits, rules), -jnp.inf)
-        return jnp.where(hot, vocabulary.argmax(kept), greedy)
+        chosen = jax.lax.cond(jnp.any(filtered), kept, lambda: logits)
+        # argmax(logits / T + noise), times T: one pass also for the rows of temperature 0, whose argmax stays exact
+        return vocabulary.argmax(chosen + heat[:, None] * gumbel(logits, rules))
 
-    return jax.lax.cond(jnp.any(hot), draw, lambda: greedy)
+    return jax.lax.cond(jnp.any(heat > 0), draw, lambda: vocabulary.argmax(logits))
 
 
 def floor(scaled: jax.Array, rules: Rules) -> jax.Array:

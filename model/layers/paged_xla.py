@@ -20,6 +20,8 @@ WIDE = 128
 WIDE_PAGES = 16
 """Pages of keys in one turn for a wide cut; more work a turn, fewer turns."""
 TILE_PAGES = 8
+TURN_BLOCKS = 2
+"""Blocks of shared pages in one turn."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,7 +102,9 @@ def attend_prefixes(
     rows, heads, head_dim = q.shape
     kv = pool_k.shape[1]
     group, members = heads // kv, prefixes.rows.shape[1]
-    span = SHARED_PAGES * page_size
+    turn_pages = TURN_BLOCKS * SHARED_PAGES
+    span = turn_pages * page_size
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % turn_pages)))
     # one row more takes what padding writes
     padded = jnp.pad(q, ((0, 1), (0, 0), (0, 0)))
 
@@ -115,13 +119,14 @@ def attend_prefixes(
         leader = table[jnp.minimum(chosen[:, 0], rows - 1)]
 
         def one_block(block: jax.Array, sums: Softmax) -> Softmax:
-            pages = jax.lax.dynamic_slice_in_dim(leader, block * SHARED_PAGES, SHARED_PAGES, axis=1)
+            pages = jax.lax.dynamic_slice_in_dim(leader, block * turn_pages, turn_pages, axis=1)
             keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
-            seen = jnp.broadcast_to((block < blocks)[:, None], (GROUPS_AT_ONCE, span))
+            position = block * span + jnp.arange(span, dtype=jnp.int32)
+            seen = position[None, :] < (blocks * SHARED_PAGES * page_size)[:, None]
             return fold(sums, masked_scores(queries, keys, seen), values)
 
         sums = start(GROUPS_AT_ONCE, kv, members * group, head_dim)
-        sums = jax.lax.fori_loop(0, jnp.max(blocks), one_block, sums)
+        sums = jax.lax.fori_loop(0, (jnp.max(blocks) + TURN_BLOCKS - 1) // TURN_BLOCKS, one_block, sums)
 
         def by_row(x: jax.Array) -> jax.Array:
             # shape: [groups, kv, members * group, ...] -> [groups * members, kv, group, ...]
