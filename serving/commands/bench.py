@@ -15,9 +15,9 @@ from serving.bench.load import Figures, Target, run, table, warm_up
 from serving.bench.workloads import WORKLOADS
 
 ELSEWHERE: Final[Mapping[str, str]] = MappingProxyType(
-    {"steps": "serving.commands.bench_steps", "radix": "tests.benchmarks.radix"}
+    {"steps": "serving.commands.bench_steps", "radix": "serving.commands.bench_radix"}
 )
-"""What is measured in the room that it belongs to."""
+"""Modules whose ``main`` measures."""
 
 
 def main(argv: list[str]) -> int:
