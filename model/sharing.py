@@ -42,7 +42,7 @@ def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:
     """
     places, count = num_groups(decode_rows), step.num_decode
     groups = Groups(np.full((places, GROUP_ROWS), decode_rows, np.int32), np.zeros(places, np.int32))
-    if not places or count < 2:
+    if not places or not count:
         return groups
     # only whole blocks that were written before this step
     blocks = step.starts[:count] // (page_size * BLOCK_PAGES)
@@ -52,7 +52,7 @@ def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:
         own[rows] -= shared
     grouped = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.intp)
     alone = np.setdiff1d(np.arange(count), grouped)
-    level = choose_level(np.sort(own[alone])[::-1], int(own[grouped].max(initial=0)), count, places - len(found))
+    level = choose_level(np.sort(own[alone])[::-1], int(own[grouped].max(initial=0)), decode_rows, places - len(found))
     found += [(np.array([row]), int(own[row] - level)) for row in alone if own[row] > level]
     # like beside like: those that are taken together turn as often as the longest
     for place, (rows, shared) in enumerate(sorted(found, key=lambda group: -group[1])):
@@ -73,20 +73,20 @@ def shared_runs(table: Int32, blocks: Int32) -> Iterator[tuple[NDArray[np.intp],
         yield order[first:last], shared
 
 
-def choose_level(own: Int32, least: int, count: int, places: int) -> int:
+def choose_level(own: Int32, least: int, decode_rows: int, places: int) -> int:
     """Blocks that every row leaves to the common loop.
 
     Args:
       own: blocks of the rows that are in no group, longest first; those above the level become groups.
       least: the level that rows in groups need.
-      count: rows of the common loop.
+      decode_rows: rows of the common loop, padding too.
       places: groups that may be added.
     """
     best, cheapest = max(least, int(own[0])) if len(own) else least, np.inf
     for singles in range(min(places, len(own)) + 1):
         level = max(least, int(own[singles])) if singles < len(own) else least
         # GROUPS_AT_ONCE single rows turn as often as the first of them
-        cost = count * level + GROUPS_AT_ONCE * int(np.maximum(own[:singles:GROUPS_AT_ONCE] - level, 0).sum())
+        cost = decode_rows * level + GROUPS_AT_ONCE * int(np.maximum(own[:singles:GROUPS_AT_ONCE] - level, 0).sum())
         if cost < cheapest:
             best, cheapest = level, cost
     return best

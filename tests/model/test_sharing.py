@@ -47,7 +47,9 @@ def test_a_row_much_longer_than_the_rest_does_not_make_them_wait() -> None:
     lengths = [4] * 10 + [30, 28]
     step = step_of([[next(fresh) for _ in range(length)] for length in lengths], [4 * n - 1 for n in lengths])
     assert common_turns(step).max() == 0
-    even = step_of([[next(fresh) for _ in range(20)] for _ in range(12)], [79] * 12)
+    few = step_of([[next(fresh) for _ in range(30)] for _ in range(3)], [119] * 3)
+    assert common_turns(few).max() == 0
+    even = step_of([[next(fresh) for _ in range(20)] for _ in range(16)], [79] * 16)
     assert not find_groups(even, 16, PAGE_SIZE).blocks.any()
 
 
