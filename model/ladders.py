@@ -3,7 +3,9 @@
 from model.interface import Shapes
 
 MAX_PIECES = 8
-TILE = 32
+TILE = 1
+GRAIN = 32
+"""Token budgets are multiples of this."""
 SCORE_TOKENS = 64
 
 
@@ -23,8 +25,7 @@ def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length
     A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
     one of two rows. The token ladder ends where decode rows and a tile of prompt fit, or at the step's budget.
     """
-    budget = max(chunk_tokens, -(-max_rows // TILE) * TILE + TILE)
-    budget = -(-budget // TILE) * TILE
+    budget = -(-max(chunk_tokens, max_rows + GRAIN) // GRAIN) * GRAIN
     return Shapes(
         decode_rows=rungs(2, 4, max(2, max_rows)),
         mixed_tokens=rungs(64, 4, max(64, budget)),

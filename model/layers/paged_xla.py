@@ -19,7 +19,9 @@ WIDE = 128
 """Queries of one cut of a long prompt piece."""
 WIDE_PAGES = 16
 """Pages of keys in one turn for a wide cut; more work a turn, fewer turns."""
-TILE_PAGES = 8
+NARROW = 32
+"""Queries of one cut of what is left."""
+NARROW_PAGES = 8
 TURN_BLOCKS = 2
 """Blocks of shared pages in one turn."""
 
@@ -226,44 +228,44 @@ class Pieces(NamedTuple):
 def attend_pieces(
     out: jax.Array, q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, pieces: Pieces, blocking: Blocking
 ) -> jax.Array:
-    """Fill ``out`` float32[T, heads, head_dim] for the entries of prompt pieces: wide cuts, then tiles for the rest."""
-    wide = pieces.length // WIDE * WIDE if q.shape[0] >= WIDE else jnp.zeros_like(pieces.length)
-    if q.shape[0] >= WIDE:
-        cuts = Cuts(pieces.offset, wide // WIDE, WIDE)
-        out = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Blocking(blocking.page_size, WIDE_PAGES, WIDE))
-    tiles = (pieces.length - wide + blocking.tile - 1) // blocking.tile
-    cuts = Cuts(pieces.offset + wide, tiles, blocking.tile)
-    return attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Blocking(blocking.page_size, TILE_PAGES, blocking.tile))
+    """Fill ``out`` float32[T, heads, head_dim] for the entries of prompt pieces: wide cuts, then narrow ones."""
+    page_size, tokens = blocking.page_size, q.shape[0]
+    wide = pieces.length // WIDE if tokens >= WIDE else jnp.zeros_like(pieces.length)
+    if tokens >= WIDE:
+        cuts = Cuts(pieces.offset, wide, Blocking(page_size, WIDE_PAGES, WIDE))
+        out = attend_cuts(out, q, pool_k, pool_v, pieces, cuts)
+    narrow = min(NARROW, tokens)
+    rest = pieces.length - wide * WIDE
+    cuts = Cuts(pieces.offset + wide * WIDE, (rest + narrow - 1) // narrow, Blocking(page_size, NARROW_PAGES, narrow))
+    return attend_cuts(out, q, pool_k, pool_v, pieces, cuts)
 
 
 class Cuts(NamedTuple):
-    """Equal cuts of the pieces' queries."""
+    """Equal cuts of the pieces' queries; the last one of a piece may be short."""
 
     offset: jax.Array
     """int32[P]: index of each piece's first cut."""
     count: jax.Array
     """int32[P]: cuts of each piece."""
-    size: int
+    blocking: Blocking
 
 
 def attend_cuts(
-    out: jax.Array,
-    q: jax.Array,
-    pool_k: jax.Array,
-    pool_v: jax.Array,
-    pieces: Pieces,
-    cuts: Cuts,
-    blocking: Blocking,
+    out: jax.Array, q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, pieces: Pieces, cuts: Cuts
 ) -> jax.Array:
     """Fill ``out`` for all cuts, one after the other."""
-    ends = jnp.cumsum(cuts.count)
+    size, ends = cuts.blocking.tile, jnp.cumsum(cuts.count)
 
     def turn(index: jax.Array, out: jax.Array) -> jax.Array:
         piece = jnp.sum(index >= ends)
-        at = cuts.offset[piece] + (index - ends[piece] + cuts.count[piece]) * cuts.size
-        position = jax.lax.dynamic_slice_in_dim(pieces.position, at, cuts.size)
-        queries = jax.lax.dynamic_slice_in_dim(q, at, cuts.size)
-        done = attend_tile(queries, pool_k, pool_v, pieces.table[piece], position, jnp.max(position), blocking)
-        return jax.lax.dynamic_update_slice_in_dim(out, done, at, axis=0)
+        begin = cuts.offset[piece] + (index - ends[piece] + cuts.count[piece]) * size
+        # a cut at the end of the axis is moved back, and takes nothing twice
+        at = jnp.minimum(begin, q.shape[0] - size)
+        entry = at + jnp.arange(size, dtype=jnp.int32)
+        mine = (entry >= begin) & (entry < pieces.offset[piece] + pieces.length[piece])
+        position = jnp.where(mine, jax.lax.dynamic_slice_in_dim(pieces.position, at, size), 0)
+        queries, old = (jax.lax.dynamic_slice_in_dim(x, at, size) for x in (q, out))
+        done = attend_tile(queries, pool_k, pool_v, pieces.table[piece], position, jnp.max(position), cuts.blocking)
+        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None], done, old), at, axis=0)
 
     return jax.lax.fori_loop(0, ends[-1], turn, out)

@@ -31,7 +31,7 @@ def tiny_shapes(vocab_size: int) -> Shapes:
         score_tokens=32,
         max_rows=4,
         max_pieces=2,
-        tile=8,
+        tile=1,
         page_size=PAGE_SIZE,
         pages_per_row=32,
         vocab_size=vocab_size,
