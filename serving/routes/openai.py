@@ -11,7 +11,7 @@ from serving.delivery import Delivery
 from serving.front import Front
 from serving.protocol import openai
 from serving.protocol.convert import Origin, chat_works, check_choices, completion_works, split_prompts, turns
-from serving.protocol.errors import invalid, model_not_found
+from serving.protocol.errors import invalid, model_not_found, unsupported
 from serving.protocol.openai import ChatRequest, CompletionRequest, ModelCard, ModelList
 from serving.protocol.reply import Head
 from serving.protocol.reply_chat import ChatWriter
@@ -41,9 +41,13 @@ def routes(front: Front) -> list[Route]:
             raise model_not_found(name)
         return Response(msgspec.json.encode(_card(front, text, name)), media_type="application/json")
 
+    async def embeddings(_: Request) -> Response:
+        raise unsupported("embeddings")
+
     return [
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", completions, methods=["POST"]),
+        Route("/v1/embeddings", embeddings, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
         Route("/v1/models/{name:path}", model, methods=["GET"]),
     ]

@@ -120,7 +120,7 @@ def test_the_openai_client_sees_each_status_as_its_own_exception(folder: Path):
             right.completions.create(model="tiny", prompt="x" * 5000)
         assert (large.value.status_code, large.value.code) == (413, "request_too_large")
         with pytest.raises(openai.NotFoundError):
-            right.embeddings.create(model="tiny", input="x")
+            right.moderations.create(input="x")
         made.close()
         right.close()
 

@@ -240,6 +240,12 @@ def test_json_that_is_none_is_refused(service, raw):
     assert reply.json()["error"]["type"] == "invalid_request_error"
 
 
+def test_embeddings_are_refused_by_name(client):
+    with pytest.raises(openai.BadRequestError, match="not supported yet") as refused:
+        client.embeddings.create(model="tiny", input="x")
+    assert refused.value.param == "embeddings"
+
+
 def test_an_unknown_model_is_not_found(client):
     with pytest.raises(openai.NotFoundError) as caught:
         client.chat.completions.create(model="gpt-4", messages=ASK)
