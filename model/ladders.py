@@ -23,7 +23,7 @@ def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length
     """Ladders 2, 8, 32 … rows and 64, 256, 1024 … tokens.
 
     A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
-    one of two rows. The token ladder ends where decode rows and a tile of prompt fit, or at the step's budget.
+    one of two rows. The token ladder ends where decode rows and GRAIN tokens of prompt fit, or at the step's budget.
     """
     budget = -(-max(chunk_tokens, max_rows + GRAIN) // GRAIN) * GRAIN
     return Shapes(

@@ -146,11 +146,10 @@ def test_an_idle_receive_blocks_without_using_the_processor_until_another_thread
     assert wire.channel.receive(0.0) == []
 
 
-def test_a_flood_of_wake_ups_does_not_block_and_is_one_wake_up(wire: Wire) -> None:
+def test_a_flood_of_wake_ups_does_not_block_and_brings_no_command(wire: Wire) -> None:
     for _ in range(200_000):
         wire.channel.wake()
-    while wire.channel.receive(0.0):
-        pass
+    assert wire.channel.receive(0.0) == []
 
 
 LEAVES = st.none() | st.integers(-(2**63), 2**63) | st.text(max_size=8)
