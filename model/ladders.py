@@ -6,6 +6,8 @@ MAX_PIECES = 8
 TILE = 1
 GRAIN = 32
 """Token budgets are multiples of this."""
+SMALL_STEPS = (64, 128)
+"""Mixed steps below 256 tokens: a few new prompts beside 32 decode rows need little over 64."""
 SCORE_TOKENS = 64
 
 
@@ -20,7 +22,7 @@ def rungs(first: int, factor: int, last: int) -> tuple[int, ...]:
 
 
 def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length: int, vocab_size: int) -> Shapes:
-    """Ladders 2, 8, 32 … rows and 64, 256, 1024 … tokens.
+    """Ladders 2, 8, 32 … rows and 64, 128, 256, 1024 … tokens.
 
     A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
     one of two rows. The token ladder ends where decode rows and GRAIN tokens of prompt fit, or at the step's budget.
@@ -28,7 +30,7 @@ def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length
     budget = -(-max(chunk_tokens, max_rows + GRAIN) // GRAIN) * GRAIN
     return Shapes(
         decode_rows=rungs(2, 4, max(2, max_rows)),
-        mixed_tokens=rungs(64, 4, max(64, budget)),
+        mixed_tokens=(*(size for size in SMALL_STEPS if size < budget), *rungs(256, 4, max(64, budget))),
         score_tokens=SCORE_TOKENS,
         max_rows=max_rows,
         max_pieces=MAX_PIECES,

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from model.interface import Int32, StepInput
 
-GROUP_ROWS = 8
+GROUP_ROWS = 16
 """Rows of one group; more rows behind one prefix make several groups."""
+LEAST_ROWS = 8
+"""Steps of fewer decode rows have no groups."""
 GROUPS_AT_ONCE = 4
 BLOCK_PAGES = 4
 """Shared prefixes are counted in blocks of this many pages."""
@@ -30,8 +32,8 @@ class Groups(NamedTuple):
 
 
 def num_groups(decode_rows: int) -> int:
-    """Places for groups in a step of this many decode rows; steps of few rows have none."""
-    return 0 if decode_rows < GROUP_ROWS else -(-decode_rows // (2 * GROUPS_AT_ONCE)) * GROUPS_AT_ONCE
+    """Places for groups in a step of this many decode rows."""
+    return 0 if decode_rows < LEAST_ROWS else -(-decode_rows // (2 * GROUPS_AT_ONCE)) * GROUPS_AT_ONCE
 
 
 def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:

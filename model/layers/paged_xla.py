@@ -22,7 +22,11 @@ WIDE_PAGES = 16
 NARROW = 32
 """Queries of one cut of what is left."""
 NARROW_PAGES = 8
-TURN_BLOCKS = 2
+NARROW_AT_ONCE = 4
+"""Narrow cuts in one turn: ops on less than about 256 KB run on one thread."""
+OPEN_BLOCKS = 2
+"""Blocks in one turn where all queries see all keys: no mask, fewer and larger ops."""
+TURN_BLOCKS = 4
 """Blocks of shared pages in one turn."""
 
 
@@ -62,9 +66,9 @@ def fold(state: Softmax, scores: jax.Array, values: jax.Array) -> Softmax:
     """Take in scores float32[N, kv, Q, S] (masked ones ``neutral``) and values [N, kv, S, head_dim]."""
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
     scale = jnp.exp(state.top - top)
-    weights = jnp.exp(scores - top[..., None])
-    total = state.total * scale + jnp.sum(weights, axis=-1)
-    gained = jnp.einsum("nkqs,nksd->nkqd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    weights = jnp.exp(scores - top[..., None]).astype(values.dtype)
+    total = state.total * scale + jnp.sum(weights, axis=-1, dtype=jnp.float32)
+    gained = jnp.einsum("nkqs,nksd->nkqd", weights, values, preferred_element_type=jnp.float32)
     return Softmax(top, total, state.acc * scale[..., None] + gained)
 
 
@@ -81,8 +85,8 @@ def gather_block(pool: jax.Array, pages: jax.Array) -> jax.Array:
     """
     count, kv, page_size, words = pool.shape
     index = pages[:, None, :] * kv + jnp.arange(kv, dtype=jnp.int32)[None, :, None]
-    taken = pool.reshape(count * kv, page_size, words)[index]
-    # shape: [N, kv, n, page_size, words] -> [N, kv, n * page_size, words]
+    taken = pool.reshape(count * kv, page_size * words).at[index.reshape(-1)].get(mode="promise_in_bounds")
+    # shape: [N * kv * n, page_size * words] -> [N, kv, n * page_size, words]
     return from_words(taken.reshape(*index.shape[:2], index.shape[2] * page_size, words))
 
 
@@ -180,36 +184,47 @@ def attend_rows(
     return finish(jax.lax.fori_loop(0, turns, turn, state)).reshape(rows, heads, head_dim)
 
 
-def attend_tile(
-    q: jax.Array,
-    pool_k: jax.Array,
-    pool_v: jax.Array,
-    pages: jax.Array,
-    position: jax.Array,
-    last: jax.Array,
-    blocking: Blocking,
-) -> jax.Array:
-    """Consecutive queries of one row, causally: ``q`` float32[tile, heads, head_dim] at ``position`` int32[tile].
+class Tiles(NamedTuple):
+    """Consecutive queries of some rows."""
 
-    ``pages`` int32[W] is the row's page table, ``last`` the highest position that any query may see.
-    """
-    tile, heads, head_dim = q.shape
+    pages: jax.Array
+    """int32[N, W]: page tables of the tiles' rows."""
+    position: jax.Array
+    """int32[N, tile]; 0 is padding."""
+    seen: jax.Array
+    """int32[N]: keys that all queries of a tile see; large for padding."""
+
+
+def attend_tiles(q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, tiles: Tiles, blocking: Blocking) -> jax.Array:
+    """Causal attention for tiles of consecutive queries: ``q`` float32[N, tile, heads, head_dim]."""
+    count, tile, heads, head_dim = q.shape
     kv = pool_k.shape[1]
     group, span = heads // kv, blocking.block_pages * blocking.page_size
-    # shape: [tile, kv, group, head_dim] -> [1, kv, group * tile, head_dim]
-    grouped = q.reshape(tile, kv, group, head_dim).transpose(1, 2, 0, 3).reshape(1, kv, group * tile, head_dim)
+    # shape: [N, tile, kv, group, head_dim] -> [N, kv, group * tile, head_dim]
+    grouped = q.reshape(count, tile, kv, group, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(count, kv, group * tile, head_dim)
 
-    def turn(block: jax.Array, state: Softmax) -> Softmax:
-        some = jax.lax.dynamic_slice_in_dim(pages, block * blocking.block_pages, blocking.block_pages)[None]
+    def block(first: jax.Array, pages: int) -> tuple[jax.Array, jax.Array]:
+        some = jax.lax.dynamic_slice_in_dim(tiles.pages, first, pages, axis=1)
         keys, values = gather_block(pool_k, some), gather_block(pool_v, some)
         scores = jnp.einsum("nkqd,nksd->nkqs", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
-        seen = block * span + jnp.arange(span, dtype=jnp.int32)[None, :] <= position[:, None]
-        mask = jnp.broadcast_to(seen[None], (group, tile, span)).reshape(1, 1, group * tile, span)
+        return scores, values
+
+    def open_turn(index: jax.Array, state: Softmax) -> Softmax:
+        pages = OPEN_BLOCKS * blocking.block_pages
+        return fold(state, *block(index * pages, pages))
+
+    def turn(index: jax.Array, state: Softmax) -> Softmax:
+        scores, values = block(index * blocking.block_pages, blocking.block_pages)
+        seen = index * span + jnp.arange(span, dtype=jnp.int32)[None, None, :] <= tiles.position[:, :, None]
+        mask = jnp.broadcast_to(seen[:, None, None], (count, 1, group, tile, span)).reshape(count, 1, -1, span)
         return fold(state, jnp.where(mask, scores, neutral(scores.dtype)), values)
 
-    state = jax.lax.fori_loop(0, last // span + 1, turn, start(1, kv, group * tile, head_dim))
-    out = finish(state).reshape(kv, group, tile, head_dim)
-    return out.transpose(2, 0, 1, 3).reshape(tile, heads, head_dim)
+    opened = jnp.min(tiles.seen) // (OPEN_BLOCKS * span)
+    state = jax.lax.fori_loop(0, opened, open_turn, start(count, kv, group * tile, head_dim))
+    state = jax.lax.fori_loop(opened * OPEN_BLOCKS, jnp.max(tiles.position) // span + 1, turn, state)
+    out = finish(state).reshape(count, kv, group, tile, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(count, tile, heads, head_dim)
 
 
 class Pieces(NamedTuple):
@@ -233,11 +248,12 @@ def attend_pieces(
     wide = pieces.length // WIDE if tokens >= WIDE else jnp.zeros_like(pieces.length)
     if tokens >= WIDE:
         cuts = Cuts(pieces.offset, wide, Blocking(page_size, WIDE_PAGES, WIDE))
-        out = attend_cuts(out, q, pool_k, pool_v, pieces, cuts)
+        out, _ = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(jnp.int32(0), 1))
     narrow = min(NARROW, tokens)
     rest = pieces.length - wide * WIDE
     cuts = Cuts(pieces.offset + wide * WIDE, (rest + narrow - 1) // narrow, Blocking(page_size, NARROW_PAGES, narrow))
-    return attend_cuts(out, q, pool_k, pool_v, pieces, cuts)
+    out, done = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(jnp.int32(0), NARROW_AT_ONCE))
+    return attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(done, 1))[0]
 
 
 class Cuts(NamedTuple):
@@ -250,22 +266,40 @@ class Cuts(NamedTuple):
     blocking: Blocking
 
 
+class Share(NamedTuple):
+    """Which cuts one loop takes."""
+
+    first: jax.Array
+    """int32[]: how many have been taken before."""
+    at_once: int
+    """So many in a turn; a turn that would be a quarter empty or less is taken, what is left then is not."""
+
+
 def attend_cuts(
-    out: jax.Array, q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, pieces: Pieces, cuts: Cuts
-) -> jax.Array:
-    """Fill ``out`` for all cuts, one after the other."""
-    size, ends = cuts.blocking.tile, jnp.cumsum(cuts.count)
+    out: jax.Array, q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, pieces: Pieces, cuts: Cuts, share: Share
+) -> tuple[jax.Array, jax.Array]:
+    """``out`` filled for a share of the cuts, and how many have been taken then."""
+    size, at_once, ends = cuts.blocking.tile, share.at_once, jnp.cumsum(cuts.count)
 
     def turn(index: jax.Array, out: jax.Array) -> jax.Array:
-        piece = jnp.sum(index >= ends)
-        begin = cuts.offset[piece] + (index - ends[piece] + cuts.count[piece]) * size
+        cut = share.first + index * at_once + jnp.arange(at_once, dtype=jnp.int32)
+        real = cut < ends[-1]
+        piece = jnp.minimum(jnp.searchsorted(ends, cut, side="right"), ends.shape[0] - 1)
+        begin = cuts.offset[piece] + (cut - ends[piece] + cuts.count[piece]) * size
         # a cut at the end of the axis is moved back, and takes nothing twice
         at = jnp.minimum(begin, q.shape[0] - size)
-        entry = at + jnp.arange(size, dtype=jnp.int32)
-        mine = (entry >= begin) & (entry < pieces.offset[piece] + pieces.length[piece])
-        position = jnp.where(mine, jax.lax.dynamic_slice_in_dim(pieces.position, at, size), 0)
-        queries, old = (jax.lax.dynamic_slice_in_dim(x, at, size) for x in (q, out))
-        done = attend_tile(queries, pool_k, pool_v, pieces.table[piece], position, jnp.max(position), cuts.blocking)
-        return jax.lax.dynamic_update_slice_in_dim(out, jnp.where(mine[:, None, None], done, old), at, axis=0)
+        entry = at[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :]
+        end = jnp.where(real, pieces.offset[piece] + pieces.length[piece], 0)
+        mine = (entry >= begin[:, None]) & (entry < end[:, None])
+        position = jnp.where(mine, pieces.position[entry], 0)
+        seen = jnp.where(real, pieces.position[begin] + 1, pieces.table.shape[1] * cuts.blocking.page_size)
+        tiles = Tiles(pieces.table[piece], position, seen)
+        new = attend_tiles(q[entry], pool_k, pool_v, tiles, cuts.blocking)
+        for i in range(at_once):
+            old = jax.lax.dynamic_slice_in_dim(out, at[i], size)
+            kept = jnp.where(mine[i][:, None, None], new[i], old)
+            out = jax.lax.dynamic_update_slice_in_dim(out, kept, at[i], axis=0)
+        return out
 
-    return jax.lax.fori_loop(0, ends[-1], turn, out)
+    turns = (ends[-1] - share.first + at_once // 4) // at_once
+    return jax.lax.fori_loop(0, turns, turn, out), jnp.minimum(share.first + turns * at_once, ends[-1])

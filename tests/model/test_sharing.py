@@ -83,9 +83,9 @@ def test_groups_share_written_blocks_and_no_row_is_in_two(step: StepInput) -> No
 
 def test_rows_behind_one_prefix_are_grouped_as_far_as_it_reaches() -> None:
     prefix, other = list(range(1, 10)), list(range(50, 59))
-    tables = [[*prefix, 20 + i] for i in range(10)] + [[*other, 70 + i] for i in range(3)] + [[99]]
-    groups = find_groups(step_of(tables, [36] * 13 + [2]), 16, PAGE_SIZE)
-    sizes = sorted((int((rows < 16).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
+    tables = [[*prefix, 20 + i] for i in range(GROUP_ROWS + 2)] + [[*other, 70 + i] for i in range(3)] + [[99]]
+    groups = find_groups(step_of(tables, [36] * (GROUP_ROWS + 5) + [2]), 32, PAGE_SIZE)
+    sizes = sorted((int((rows < 32).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
     assert sizes == [(2, 2), (3, 2), (GROUP_ROWS, 2)]
 
 
