@@ -11,13 +11,15 @@ from model.sharing import BLOCK_PAGES, GROUP_ROWS, choose_level, find_groups, nu
 from tests.model.harness import Row, decode, tiny_shapes
 
 PAGE_SIZE = 4
-SHAPES = dataclasses.replace(tiny_shapes(64), decode_rows=(2, 16), max_rows=16)
+ROWS = 24
+"""More than one group takes."""
+SHAPES = dataclasses.replace(tiny_shapes(64), decode_rows=(2, ROWS), max_rows=ROWS)
 
 
 def step_of(tables: list[list[int]], starts: list[int]) -> StepInput:
     ids = np.zeros(200, np.int32)
     rows = [Row(ids, start, start + 1, np.array(pages)) for pages, start in zip(tables, starts, strict=True)]
-    return decode(SHAPES, 16, rows)
+    return decode(SHAPES, ROWS, rows)
 
 
 @st.composite
@@ -25,7 +27,7 @@ def steps(draw: st.DrawFn) -> StepInput:
     """Rows whose tables branch off one another, as the prefix cache makes them."""
     tables: list[list[int]] = []
     fresh = iter(range(1, 10_000))
-    for _ in range(draw(st.integers(1, 16))):
+    for _ in range(draw(st.integers(1, ROWS))):
         parent = draw(st.sampled_from(tables)) if tables else []
         kept = draw(st.integers(0, len(parent)))
         length = draw(st.integers(max(kept, 1), 32))
@@ -37,8 +39,8 @@ def steps(draw: st.DrawFn) -> StepInput:
 def common_turns(step: StepInput) -> np.ndarray:
     """Blocks that each row leaves to the loop over all rows."""
     left = step.starts[: step.num_decode] // (PAGE_SIZE * BLOCK_PAGES)
-    for rows, blocks in zip(*find_groups(step, 16, PAGE_SIZE), strict=True):
-        left[rows[rows < 16]] -= blocks
+    for rows, blocks in zip(*find_groups(step, ROWS, PAGE_SIZE), strict=True):
+        left[rows[rows < ROWS]] -= blocks
     return left
 
 
@@ -49,8 +51,8 @@ def test_a_row_much_longer_than_the_rest_does_not_make_them_wait() -> None:
     assert common_turns(step).max() == 0
     few = step_of([[next(fresh) for _ in range(30)] for _ in range(3)], [119] * 3)
     assert common_turns(few).max() == 0
-    even = step_of([[next(fresh) for _ in range(20)] for _ in range(16)], [79] * 16)
-    assert not find_groups(even, 16, PAGE_SIZE).blocks.any()
+    even = step_of([[next(fresh) for _ in range(20)] for _ in range(ROWS)], [79] * ROWS)
+    assert not find_groups(even, ROWS, PAGE_SIZE).blocks.any()
 
 
 @given(st.lists(st.integers(0, 20), max_size=16), st.integers(0, 5), st.integers(0, 8))
@@ -69,11 +71,11 @@ def test_the_chosen_level_costs_least(own: list[int], least: int, places: int) -
 
 @given(steps())
 def test_groups_share_written_blocks_and_no_row_is_in_two(step: StepInput) -> None:
-    groups = find_groups(step, 16, PAGE_SIZE)
-    members = groups.rows[groups.rows < 16]
+    groups = find_groups(step, ROWS, PAGE_SIZE)
+    members = groups.rows[groups.rows < ROWS]
     assert len(set(members.tolist())) == members.size
     for rows, blocks in zip(groups.rows, groups.blocks, strict=True):
-        real = rows[rows < 16]
+        real = rows[rows < ROWS]
         assert (blocks > 0) == (real.size > 0)
         if blocks:
             shared = step.page_tables[0][real, : blocks * BLOCK_PAGES]
@@ -84,8 +86,8 @@ def test_groups_share_written_blocks_and_no_row_is_in_two(step: StepInput) -> No
 def test_rows_behind_one_prefix_are_grouped_as_far_as_it_reaches() -> None:
     prefix, other = list(range(1, 10)), list(range(50, 59))
     tables = [[*prefix, 20 + i] for i in range(GROUP_ROWS + 2)] + [[*other, 70 + i] for i in range(3)] + [[99]]
-    groups = find_groups(step_of(tables, [36] * (GROUP_ROWS + 5) + [2]), 32, PAGE_SIZE)
-    sizes = sorted((int((rows < 32).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
+    groups = find_groups(step_of(tables, [36] * (GROUP_ROWS + 5) + [2]), ROWS, PAGE_SIZE)
+    sizes = sorted((int((rows < ROWS).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
     assert sizes == [(2, 2), (3, 2), (GROUP_ROWS, 2)]
 
 
