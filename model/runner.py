@@ -7,8 +7,9 @@ import numpy as np
 
 from model.batch import Program, pack
 from model.device_state import DeviceState
-from model.interface import CountRow, Family, Shapes, StepInput, StepOutput
-from model.programs import Programs
+from model.interface import CountRow, Family, Shapes, StepInput, StepOutput, Variant
+from model.programs import Programs, ladder
+from model.rehearsal import rehearse
 from model.steps import Outcome
 from model.widen import widen
 
@@ -65,6 +66,13 @@ class JaxRunner:
             step = widen(step, program.size, self._shapes)
         self._state, outcome = self._programs.step(program)(self._leaves, self._state, pack(step, self._shapes))
         return JaxHandle(outcome, rows)
+
+    def warm_up(self) -> None:
+        """Run the lean programs that are ready once each, before serving begins."""
+        for program in ladder(self._shapes, Variant.LEAN):
+            if self._programs.choose(program) == program:
+                for step in rehearse(program, self._shapes):
+                    self.launch(step).result()
 
     def compiled_late(self) -> int:
         """Programs that a step had to wait for since the start."""

@@ -160,7 +160,9 @@ def make_runner(config: EngineConfig, setup: Setup, on_progress: OnProgress) -> 
     leaves = load_weights(config.model, setup.folder, setup.model, loaded)
     state = allocate(setup.programs.recipe.state)
     setup.programs.wait_essential()
-    return JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes)
+    runner = JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes)
+    runner.warm_up()
+    return runner
 
 
 def open_engine(

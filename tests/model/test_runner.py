@@ -213,6 +213,20 @@ def test_a_step_widened_to_a_larger_program_gives_the_same_tokens(runner: JaxRun
     assert np.array_equal(narrow.tokens, wide.tokens[:2])
 
 
+def test_warming_up_changes_nothing_that_a_request_sees(runner: JaxRunner) -> None:
+    ids, _ = golden("llama")
+    step, row = prompt_step(ids, 20)
+    sampled = run(runner, step).tokens[row]
+    follow = decode(SHAPES, 2, [Row(ids, 20, 21, PAGES[0])])
+    slots = np.where(follow.lengths > 0, step.slots[row], 0).astype(np.int32)
+    left = np.where(follow.lengths > 0, FROM_DEVICE, 0).astype(np.int32)
+    follow = dataclasses.replace(follow, slots=slots, tokens=left, sample=follow.lengths > 0)
+    expected = run(runner, follow).tokens[0]
+    assert run(runner, step).tokens[row] == sampled
+    runner.warm_up()
+    assert run(runner, follow).tokens[0] == expected
+
+
 def test_until_a_program_is_ready_the_next_larger_one_serves(programs: Programs) -> None:
     waiting = Programs(programs.recipe, (16,), lambda report: None)
     small, large = Program(Family.DECODE, Variant.LEAN, 2), Program(Family.DECODE, Variant.LEAN, 4)
