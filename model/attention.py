@@ -1,6 +1,6 @@
 """The attention back end of one step: writes the step's keys and values, then attends, inside one ``shard_map``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -64,19 +64,19 @@ class Backend:
         decode = decode_rows(program, self.shapes)
         pieces = None if program.family is Family.DECODE else locate_pieces(batch, where, decode)
         length = batch.starts + batch.lengths
-        local = partial(layer, fixed=Fixed(decode, blocking, self.model.attention))
         heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
-        sharded = jax.shard_map(
-            local,
-            mesh=self.model.mesh,
-            in_specs=(heads, heads, heads, pool, pool, whole),
-            out_specs=(heads, pool, pool),
-            check_vma=False,
-        )
 
         def attend(
-            rows: Rows, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array
+            rows: Rows, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array, window: int
         ) -> AttendedLayer:
+            fixed = Fixed(decode, replace(blocking, window=window), self.model.attention)
+            sharded = jax.shard_map(
+                partial(layer, fixed=fixed),
+                mesh=self.model.mesh,
+                in_specs=(heads, heads, heads, pool, pool, whole),
+                out_specs=(heads, pool, pool),
+                check_vma=False,
+            )
             return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, rows))
 
         # a pytree whose function stays the same, so that layers alike share one trace
@@ -118,9 +118,11 @@ def layer(
     decode, blocking = fixed.decode, fixed.blocking
     pool_k = write(pool_k, rows.where.page, rows.where.offset, k)
     pool_v = write(pool_v, rows.where.page, rows.where.offset, v)
-    attend = partial(paged_decode, launch=Launch())
+    attend = partial(paged_decode, launch=Launch(window=blocking.window))
     if fixed.kind == "xla":
-        attend = partial(attend_rows, prefixes=rows.prefixes, blocking=blocking)
+        # what rows share is seldom inside all their windows
+        prefixes = None if blocking.window else rows.prefixes
+        attend = partial(attend_rows, prefixes=prefixes, blocking=blocking)
     if rows.pieces is None:
         return attend(q, pool_k, pool_v, rows.table, rows.length), pool_k, pool_v
     out = jnp.zeros(q.shape, jnp.float32)

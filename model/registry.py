@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from configs.schema import ModelFacts
+from model.arch.gemma3 import Gemma3
 from model.arch.llama import Llama
 from model.spec import AttentionKind, Dtype, ModelSpec
 from model.vocabulary import padded_vocab
@@ -15,7 +16,7 @@ from sharding.axes import named
 from sharding.heads import HeadLayout, head_layout
 from sharding.mesh import tensor_size
 
-ARCHITECTURES = {"llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama}
+ARCHITECTURES = {"llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama, "gemma3": Gemma3}
 
 
 @dataclass(slots=True, frozen=True)
@@ -33,7 +34,7 @@ class Blueprint:
     leaves: dict[str, jax.ShapeDtypeStruct]
     """By name, in the order in which the treedef takes them; with shardings."""
 
-    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama:
+    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama | Gemma3:
         """The module with these values; called inside a traced function."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, leaves))
 

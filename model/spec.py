@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3"]
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"]
+Activation = Literal["silu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 AttentionKind = Literal["xla", "pallas"]
 
@@ -37,7 +38,25 @@ class ModelSpec:
     tie_embeddings: bool
     qkv_bias: bool
     qk_norm: bool
-    """RMS norm on each head of q and k before rotation (Qwen3)."""
+    """RMS norm on each head of q and k before rotation (Qwen3, Gemma 3)."""
     dtype: str
     """The dtype that the checkpoint declares."""
     eos_token_ids: tuple[int, ...]
+    activation: Activation = "silu"
+    query_scalar: int | None = None
+    """Queries are multiplied by its inverse square root; None means ``head_dim``."""
+    embedding_scale: float = 1.0
+    norm_offset: float = 0.0
+    """What the norms add to the weights of a checkpoint (Gemma stores the distance from 1)."""
+    post_norms: bool = False
+    """RMS norms behind attention and feed-forward too, before the residual is added (Gemma 3)."""
+    sliding_window: int = 0
+    """Tokens that a sliding layer sees, the token itself included; 0 where no layer slides."""
+    sliding_layers: tuple[bool, ...] = ()
+    """By layer, whether it slides; empty where none does."""
+    local_rope_theta: float | None = None
+    """Rotation base of the sliding layers; they are not scaled. None: as the others."""
+
+    def window(self, layer: int) -> int:
+        """Tokens that ``layer`` sees of its past, the token itself included; 0 means all."""
+        return self.sliding_window if self.sliding_layers and self.sliding_layers[layer] else 0

@@ -56,13 +56,13 @@ def forward(
 ) -> tuple[jax.Array, DeviceState]:
     """Hidden states float32[T, hidden] of the step's tokens, their keys and values written."""
     where = locate(batch, program.family, shapes)
-    cos, sin = rotations(where.position, frequencies(model.spec))
+    turns = tuple(rotations(where.position, inverse) for inverse in frequencies(model.spec))
     # computed once here, not again inside every layer's fusions
-    where, cos, sin = jax.lax.optimization_barrier((where, cos, sin))
+    where, turns = jax.lax.optimization_barrier((where, turns))
     module = model.merge(leaves)
     x = embed(module.embedding[...], token_ids(batch, where, state), model.mesh)
     attend = Backend(model, shapes).attend(program, batch, where)
-    hidden, pool = module(x, cos, sin, state.pool, attend)
+    hidden, pool = module(x, turns, state.pool, attend)
     return hidden, state._replace(pool=pool)
 
 

@@ -19,6 +19,15 @@ from sharding.heads import ZERO_HEAD
 
 Array = np.ndarray[Any, Any]
 LOADER_THREADS = 4
+PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+"""Checkpoint names of a layer's norms."""
+BLOCK_NORMS = {
+    "attention_norm": "input_layernorm",
+    "after_attention_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "after_mlp_norm": "post_feedforward_layernorm",
+}
+"""The same where there are norms behind attention and feed-forward too."""
 
 
 class Tensors(Protocol):
@@ -46,7 +55,7 @@ class Assembly:
                 source = "model.embed_tokens.weight" if self.model.spec.tie_embeddings else "lm_head.weight"
                 return pad(self.tensors.read(source).T, target.shape)
             case ["final_norm", "scale"]:
-                return self.tensors.read("model.norm.weight")
+                return self.norm("model.norm")
             case ["blocks", index, *rest]:
                 return self.block(f"model.layers.{index}.", ".".join(rest))
             case _:
@@ -56,16 +65,15 @@ class Assembly:
         """A leaf of one layer, whose tensors are named ``at`` and more."""
         read, layout = self.tensors.read, self.model.layout
         match name:
-            case "attention_norm.scale":
-                return read(at + "input_layernorm.weight")
-            case "mlp_norm.scale":
-                return read(at + "post_attention_layernorm.weight")
+            case "attention_norm.scale" | "after_attention_norm.scale" | "mlp_norm.scale" | "after_mlp_norm.scale":
+                names = BLOCK_NORMS if self.model.spec.post_norms else PRE_NORMS
+                return self.norm(at + names[name.split(".")[0]])
             case "attention.qkv":
                 return self.fuse_qkv(*(read(f"{at}self_attn.{part}_proj.weight") for part in "qkv")).T
             case "attention.qkv_bias":
                 return self.fuse_qkv(*(read(f"{at}self_attn.{part}_proj.bias") for part in "qkv"))
             case "attention.q_norm.scale" | "attention.k_norm.scale":
-                return read(f"{at}self_attn.{name.split('.')[1]}.weight")
+                return self.norm(f"{at}self_attn.{name.split('.')[1]}")
             case "attention.out":
                 return deal(read(at + "self_attn.o_proj.weight").T, layout.query, self.model.spec.head_dim)
             case "mlp.gate_up":
@@ -75,6 +83,12 @@ class Assembly:
                 return read(at + "mlp.down_proj.weight").T
             case _:
                 raise AssertionError(f"no checkpoint tensor is known for the leaf {at}{name}")
+
+    def norm(self, name: str) -> Array:
+        """The vector that a norm scales by."""
+        stored = self.tensors.read(name + ".weight")
+        offset = self.model.spec.norm_offset
+        return stored.astype(np.float32) + np.float32(offset) if offset else stored
 
     @property
     def shards(self) -> int:
@@ -121,6 +135,8 @@ def hugging_face_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         "mlp.up_proj.weight": (spec.intermediate_size, hidden),
         "mlp.down_proj.weight": (hidden, spec.intermediate_size),
     }
+    if spec.post_norms:
+        layer |= {f"{name}.weight": (hidden,) for name in BLOCK_NORMS.values()}
     if spec.qkv_bias:
         layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
     if spec.qk_norm:

@@ -1,16 +1,16 @@
 """The Llama family: Llama (SmolLM2, Llama 3), Mistral, Qwen2 (biases), Qwen3 (head norms)."""
 
-from functools import partial
-
 import jax
 from flax import nnx
 
 from model.kv_pool import Pool
 from model.layers.attention import Attend, Attention
+from model.layers.block import run_block
 from model.layers.linear import matmul
 from model.layers.mlp import GatedMLP
 from model.layers.norm import RMSNorm
 from model.layers.parameter import weight
+from model.layers.rope import Rotation
 from model.spec import ModelSpec
 from sharding.heads import HeadLayout
 
@@ -33,21 +33,6 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x)), attended.k, attended.v
 
 
-@partial(jax.jit, static_argnums=0)
-def run_block(
-    graph: nnx.GraphDef[Block],
-    values: nnx.State,
-    x: jax.Array,
-    cos: jax.Array,
-    sin: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    attend: Attend,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One layer. Compiled as part of its caller; a function of its own so that layers alike are traced once."""
-    return nnx.merge(graph, values)(x, cos, sin, (k, v), attend)
-
-
 class Llama(nnx.Module):
     """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
 
@@ -58,10 +43,9 @@ class Llama(nnx.Module):
         # a tied head is a copy: XLA's CPU back end converts a transposed one to float32 in every step (54 ms)
         self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
 
-    def __call__(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: Pool, attend: Attend
-    ) -> tuple[jax.Array, Pool]:
+    def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, attend: Attend) -> tuple[jax.Array, Pool]:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool."""
+        cos, sin = turns[0]
         ks, vs = list(pool.k), list(pool.v)
         for i, block in enumerate(self.blocks):
             graph, values = nnx.split(block)

@@ -26,12 +26,14 @@ class Launch(NamedTuple):
     splits: int = 8
     """Parts of a row's context, each its own program."""
     interpret: bool = False
+    window: int = 0
+    """Positions that a query sees, its own the last; 0 means all."""
 
 
 def paged_decode(
     q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, length: jax.Array, launch: Launch
 ) -> jax.Array:
-    """One query a row over the first ``length`` positions of each row.
+    """One query a row over the first ``length`` positions of each row, or the last of these in the window.
 
     Args:
       q: float32[R, heads, head_dim], scaled.
@@ -54,7 +56,7 @@ def paged_decode(
     table = jnp.pad(table, ((0, 0), (0, width - table.shape[1])))
     grouped = jnp.pad(q.reshape(rows, kv, group, head_dim), ((0, 0), (0, 0), (0, padded - group), (0, 0)))
     out, top, total = pl.pallas_call(
-        partial(_kernel, page_size=page_size, block_pages=launch.block_pages, turns=turns),
+        partial(_kernel, page_size=page_size, launch=launch, turns=turns),
         grid=(rows, kv, launch.splits),
         in_specs=[
             pl.BlockSpec((None, None, padded, head_dim), lambda r, h, s: (r, h, 0, 0)),
@@ -85,7 +87,7 @@ def paged_decode(
 
 
 def paged_decode_ref(
-    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, length: jax.Array
+    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, length: jax.Array, window: int = 0
 ) -> jax.Array:
     """What ``paged_decode`` computes, in plain array operations."""
     rows, heads, head_dim = q.shape
@@ -97,7 +99,8 @@ def paged_decode_ref(
 
     keys, values = gathered(pool_k), gathered(pool_v)
     scores = jnp.einsum("nkgd,nksd->nkgs", q.reshape(rows, kv, heads // kv, head_dim), keys)
-    seen = (jnp.arange(keys.shape[2])[None, :] < length[:, None])[:, None, None, :]
+    age = length[:, None] - 1 - jnp.arange(keys.shape[2])[None, :]
+    seen = ((age >= 0) & (age < (window or keys.shape[2])))[:, None, None, :]
     weights = jax.nn.softmax(jnp.where(seen, scores, MASKED), axis=-1) * seen
     return jnp.einsum("nkgs,nksd->nkgd", weights, values).reshape(rows, heads, head_dim)
 
@@ -113,10 +116,11 @@ def _kernel(
     total_ref,
     *,
     page_size: int,
-    block_pages: int,
+    launch: Launch,
     turns: int,
 ) -> None:
     """One row, one KV head, one split."""
+    block_pages = launch.block_pages
     span = block_pages * page_size
     first = pl.program_id(2) * turns * span
     length = length_ref[0]
@@ -129,7 +133,10 @@ def _kernel(
         keys = k_ref[pages].reshape(span, head_dim)
         values = v_ref[pages].reshape(span, head_dim)
         scores = plgpu.dot(q, keys.T)
-        seen = first + block * span + jnp.arange(span) < length
+        position = first + block * span + jnp.arange(span)
+        seen = position < length
+        if launch.window:
+            seen = seen & (position >= length - launch.window)
         scores = jnp.where(jax.lax.broadcast_in_dim(seen, (group, span), (1,)), scores, MASKED)
         higher = jnp.maximum(top, scores.max(axis=-1))
         shrink = jnp.exp(top - higher)
@@ -143,7 +150,9 @@ def _kernel(
         jnp.full((group,), MASKED, jnp.float32),
         jnp.zeros((group,), jnp.float32),
     )
-    acc, top, total = jax.lax.fori_loop(0, pl.cdiv(mine, span), turn, start)
+    # every block from the window's first on holds a key that is seen
+    oldest = jnp.maximum(length - launch.window - first, 0) // span if launch.window else 0
+    acc, top, total = jax.lax.fori_loop(oldest, pl.cdiv(mine, span), turn, start)
     out_ref[...] = acc
     top_ref[...] = top
     total_ref[...] = total

@@ -26,8 +26,13 @@ class AttendedLayer(NamedTuple):
 class Attend(Protocol):
     """Write this step's keys and values into one layer's pool, then attend over it."""
 
-    def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array) -> AttendedLayer:
-        """``q`` float32[T, heads, head_dim] (scaled), ``k`` and ``v`` float32[T, kv_heads, head_dim]."""
+    def __call__(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array, window: int
+    ) -> AttendedLayer:
+        """``q`` float32[T, heads, head_dim] (scaled), ``k`` and ``v`` float32[T, kv_heads, head_dim].
+
+        A token sees its last ``window`` predecessors, itself included; 0 means all.
+        """
         ...
 
 
@@ -38,8 +43,9 @@ class Attention(nnx.Module):
     then its key columns, then its value columns.
     """
 
-    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, dtype: str) -> None:
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, dtype: str, window: int = 0) -> None:
         self.shards, self.head_dim = shards, spec.head_dim
+        self.window, self.scale = window, (spec.query_scalar or spec.head_dim) ** -0.5
         self.heads, self.kv_heads = layout.num_heads // shards, layout.num_kv_heads // shards
         width = (layout.num_heads + 2 * layout.num_kv_heads) * spec.head_dim
         self.qkv = weight((spec.hidden_size, width), ("hidden", "heads"), dtype)
@@ -49,7 +55,7 @@ class Attention(nnx.Module):
         self.out = weight((layout.num_heads * spec.head_dim, spec.hidden_size), ("heads", "hidden"), dtype)
 
     def project(self, x: jax.Array, cos: jax.Array, sin: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries (scaled by head_dim ** -0.5), keys and values of ``x`` [T, hidden], rotated."""
+        """Queries (scaled), keys and values of ``x`` [T, hidden], rotated."""
         tokens, per_shard = x.shape[0], self.heads + 2 * self.kv_heads
         flat = matmul(x, self.qkv[...])
         if self.qkv_bias is not None:
@@ -61,14 +67,14 @@ class Attention(nnx.Module):
         v = packed[:, :, self.heads + self.kv_heads :].reshape(tokens, -1, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, cos, sin) * self.head_dim**-0.5, rotate(k, cos, sin), v
+        return rotate(q, cos, sin) * self.scale, rotate(k, cos, sin), v
 
     def __call__(
         self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: tuple[jax.Array, jax.Array], attend: Attend
     ) -> AttendedLayer:
         """Attention's contribution to ``x`` [T, hidden], and the layer's new pool."""
         q, k, v = self.project(x, cos, sin)
-        attended = attend(q, k, v, *pool)
+        attended = attend(q, k, v, *pool, window=self.window)
         flat = attended.out.reshape(x.shape[0], -1)
         return AttendedLayer(matmul(flat, self.out[...]), attended.k, attended.v)
 

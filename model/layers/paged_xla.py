@@ -39,6 +39,8 @@ class Blocking:
     """Pages of keys in one turn of the loop."""
     tile: int
     """Queries of a prompt piece in one turn."""
+    window: int = 0
+    """Keys that a query sees, its own the last; 0 means all."""
 
 
 class Softmax(NamedTuple):
@@ -162,13 +164,19 @@ def attend_rows(
     prefixes: Prefixes | None,
     blocking: Blocking,
 ) -> jax.Array:
-    """One query a row: ``q`` float32[R, heads, head_dim] over the first ``length`` int32[R] positions of each row."""
+    """One query a row: ``q`` float32[R, heads, head_dim] over the first ``length`` int32[R] positions of each row.
+
+    Of these positions only the last ones where there is a window; the rows then share nothing.
+    """
+    assert prefixes is None or not blocking.window, "a window does not begin with the shared pages"
     rows, heads, head_dim = q.shape
     kv, page_size, pages_a_turn = pool_k.shape[1], blocking.page_size, blocking.block_pages
     span = pages_a_turn * page_size
     # shape: [R, kv, heads / kv, head_dim]
     grouped = q.reshape(rows, kv, heads // kv, head_dim)
-    begin = jnp.zeros((rows,), jnp.int32) if prefixes is None else prefixes.begin
+    # the first position that a row sees
+    oldest = jnp.maximum(length - blocking.window, 0) if blocking.window else jnp.zeros((rows,), jnp.int32)
+    begin = oldest // page_size if prefixes is None else prefixes.begin
     state = start(rows, kv, heads // kv, head_dim)
     if prefixes is not None:
         state = attend_prefixes(q, pool_k, pool_v, table, prefixes, page_size)
@@ -178,7 +186,8 @@ def attend_rows(
         pages = jnp.take_along_axis(table, at, axis=1, mode="clip")
         keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
         position = (begin * page_size + block * span)[:, None] + jnp.arange(span, dtype=jnp.int32)[None, :]
-        return fold(state, masked_scores(grouped, keys, position < length[:, None]), values)
+        seen = (position >= oldest[:, None]) & (position < length[:, None])
+        return fold(state, masked_scores(grouped, keys, seen), values)
 
     turns = (jnp.max(length - begin * page_size) + span - 1) // span
     return finish(jax.lax.fori_loop(0, turns, turn, state)).reshape(rows, heads, head_dim)
@@ -227,6 +236,35 @@ def attend_tiles(q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, tiles: Tile
     return out.transpose(0, 3, 1, 2, 4).reshape(count, tile, heads, head_dim)
 
 
+def attend_sliding_tiles(
+    q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, tiles: Tiles, blocking: Blocking
+) -> jax.Array:
+    """As ``attend_tiles``, over the keys of the window alone: each tile's pages begin where its first query's do."""
+    count, tile, heads, head_dim = q.shape
+    kv, page_size, pages_a_turn = pool_k.shape[1], blocking.page_size, blocking.block_pages
+    group, span = heads // kv, pages_a_turn * page_size
+    # shape: [N, tile, kv, group, head_dim] -> [N, kv, group * tile, head_dim]
+    grouped = q.reshape(count, tile, kv, group, head_dim).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(count, kv, group * tile, head_dim)
+    begin = jnp.maximum(tiles.seen - blocking.window, 0) // page_size
+
+    def turn(index: jax.Array, state: Softmax) -> Softmax:
+        at = begin[:, None] + index * pages_a_turn + jnp.arange(pages_a_turn, dtype=jnp.int32)[None, :]
+        pages = jnp.take_along_axis(tiles.pages, at, axis=1, mode="clip")
+        keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
+        scores = jnp.einsum("nkqd,nksd->nkqs", grouped.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+        position = (begin * page_size + index * span)[:, None] + jnp.arange(span, dtype=jnp.int32)[None, :]
+        age = tiles.position[:, :, None] - position[:, None, :]
+        seen = (age >= 0) & (age < blocking.window)
+        mask = jnp.broadcast_to(seen[:, None, None], (count, 1, group, tile, span)).reshape(count, 1, -1, span)
+        return fold(state, jnp.where(mask, scores, neutral(scores.dtype)), values)
+
+    turns = (jnp.max(jnp.max(tiles.position, axis=1) + 1 - begin * page_size) + span - 1) // span
+    state = jax.lax.fori_loop(0, turns, turn, start(count, kv, group * tile, head_dim))
+    out = finish(state).reshape(count, kv, group, tile, head_dim)
+    return out.transpose(0, 3, 1, 2, 4).reshape(count, tile, heads, head_dim)
+
+
 class Pieces(NamedTuple):
     """Where the prompt pieces lie on the token axis."""
 
@@ -247,11 +285,12 @@ def attend_pieces(
     page_size, tokens = blocking.page_size, q.shape[0]
     wide = pieces.length // WIDE if tokens >= WIDE else jnp.zeros_like(pieces.length)
     if tokens >= WIDE:
-        cuts = Cuts(pieces.offset, wide, Blocking(page_size, WIDE_PAGES, WIDE))
+        cuts = Cuts(pieces.offset, wide, Blocking(page_size, WIDE_PAGES, WIDE, blocking.window))
         out, _ = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(jnp.int32(0), 1))
     narrow = min(NARROW, tokens)
     rest = pieces.length - wide * WIDE
-    cuts = Cuts(pieces.offset + wide * WIDE, (rest + narrow - 1) // narrow, Blocking(page_size, NARROW_PAGES, narrow))
+    narrowly = Blocking(page_size, NARROW_PAGES, narrow, blocking.window)
+    cuts = Cuts(pieces.offset + wide * WIDE, (rest + narrow - 1) // narrow, narrowly)
     out, done = attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(jnp.int32(0), NARROW_AT_ONCE))
     return attend_cuts(out, q, pool_k, pool_v, pieces, cuts, Share(done, 1))[0]
 
@@ -280,6 +319,7 @@ def attend_cuts(
 ) -> tuple[jax.Array, jax.Array]:
     """``out`` filled for a share of the cuts, and how many have been taken then."""
     size, at_once, ends = cuts.blocking.tile, share.at_once, jnp.cumsum(cuts.count)
+    attend = attend_sliding_tiles if cuts.blocking.window else attend_tiles
 
     def turn(index: jax.Array, out: jax.Array) -> jax.Array:
         cut = share.first + index * at_once + jnp.arange(at_once, dtype=jnp.int32)
@@ -294,7 +334,7 @@ def attend_cuts(
         position = jnp.where(mine, pieces.position[entry], 0)
         seen = jnp.where(real, pieces.position[begin] + 1, pieces.table.shape[1] * cuts.blocking.page_size)
         tiles = Tiles(pieces.table[piece], position, seen)
-        new = attend_tiles(q[entry], pool_k, pool_v, tiles, cuts.blocking)
+        new = attend(q[entry], pool_k, pool_v, tiles, cuts.blocking)
         for i in range(at_once):
             old = jax.lax.dynamic_slice_in_dim(out, at[i], size)
             kept = jnp.where(mine[i][:, None, None], new[i], old)

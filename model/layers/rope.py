@@ -8,12 +8,21 @@ import numpy as np
 
 from model.spec import ModelSpec, RopeScaling
 
+Rotation = tuple[jax.Array, jax.Array]
+"""Cosines and signed sines of a step's positions; see ``rotations``."""
 
-def frequencies(spec: ModelSpec) -> np.ndarray:
-    """Inverse wavelengths, float32[head_dim / 2], in radians a position."""
+
+def frequencies(spec: ModelSpec) -> tuple[np.ndarray, ...]:
+    """Inverse wavelengths, float32[head_dim / 2], in radians a position.
+
+    Those of the layers that see everything, then, where they have a base of their own, those of the sliding layers.
+    """
     exponent = np.arange(0, spec.head_dim, 2, dtype=np.float64) / spec.head_dim
     plain = spec.rope_theta**-exponent
-    return (plain if spec.rope_scaling is None else scaled(plain, spec.rope_scaling)).astype(np.float32)
+    whole = plain if spec.rope_scaling is None else scaled(plain, spec.rope_scaling)
+    if spec.local_rope_theta is None:
+        return (whole.astype(np.float32),)
+    return whole.astype(np.float32), (spec.local_rope_theta**-exponent).astype(np.float32)
 
 
 def scaled(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
@@ -28,7 +37,7 @@ def scaled(plain: np.ndarray, scaling: RopeScaling) -> np.ndarray:
     return np.where(wavelength > low, plain / scaling.factor, np.where(wavelength < high, plain, blended))
 
 
-def rotations(position: jax.Array, inverse: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def rotations(position: jax.Array, inverse: np.ndarray) -> Rotation:
     """Cosines and signed sines, float32[T, 2, head_dim / 2], of ``position`` int32[T], for the head's two halves."""
     angle = position.astype(jnp.float32)[:, None] * jnp.asarray(inverse)[None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)

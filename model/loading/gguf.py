@@ -46,6 +46,11 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA3_LAYER = _LAYER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?([a-z_]+)\.(weight|bias)")
 _IGNORED = frozenset({"rope_freqs.weight"})
 """Not weights: the file's way of writing Llama 3's rope scaling, which config.json has instead."""
@@ -59,7 +64,7 @@ _PIECE = 131_072
 class GgufCheckpoint:
     """The tensors of ``model.gguf`` in a model folder."""
 
-    __slots__ = ("_file", "_heads", "_stored_names")
+    __slots__ = ("_file", "_folded", "_heads", "_stored_names")
 
     def __init__(self, folder: Path) -> None:
         """Read the header.
@@ -69,8 +74,11 @@ class GgufCheckpoint:
         """
         self._file = open_gguf(folder / GGUF)
         self._heads = _permuted_heads(self._file)
+        kind = self._file.text("general.architecture")
+        # the converter folds into the norms what Gemma adds to them
+        self._folded = kind == "gemma3"
         self._stored_names = {
-            hugging_face_name(self._file.path, name): name for name in self._file.tensors if name not in _IGNORED
+            hugging_face_name(self._file.path, name, kind): name for name in self._file.tensors if name not in _IGNORED
         }
 
     def names(self) -> Sequence[str]:
@@ -90,7 +98,8 @@ class GgufCheckpoint:
         if heads:
             blocks = _unpermuted(blocks, tensor.shape[0], heads)
         if tensor.type in _STORED:
-            return np.ascontiguousarray(blocks).reshape(-1).view(_STORED[tensor.type]).reshape(tensor.shape)
+            values = np.ascontiguousarray(blocks).reshape(-1).view(_STORED[tensor.type]).reshape(tensor.shape)
+            return values.astype(np.float32) - 1 if self._folded and name.endswith("norm.weight") else values
         return _dequantised(blocks, tensor.type).reshape(tensor.shape)
 
     def _stored_name(self, name: str) -> str:
@@ -99,7 +108,7 @@ class GgufCheckpoint:
         return self._stored_names[name]
 
 
-def hugging_face_name(path: Path, name: str) -> str:
+def hugging_face_name(path: Path, name: str, architecture: str = "llama") -> str:
     """``blk.3.attn_q.weight`` → ``model.layers.3.self_attn.q_proj.weight``.
 
     Raises:
@@ -110,8 +119,9 @@ def hugging_face_name(path: Path, name: str) -> str:
         layer, part, kind = match.groups()
         if layer is None and part in _TOP:
             return f"{_TOP[part]}.{kind}"
-        if layer is not None and part in _LAYER:
-            return f"model.layers.{layer}.{_LAYER[part]}.{kind}"
+        parts = _GEMMA3_LAYER if architecture == "gemma3" else _LAYER
+        if layer is not None and part in parts:
+            return f"model.layers.{layer}.{parts[part]}.{kind}"
     raise ConfigError(f"{path} has the tensor {name!r}, which no supported architecture uses", key="model.source")
 
 

@@ -11,9 +11,16 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from configs.errors import ConfigError
+from model.loading.gemma3_config import layer_kinds
 from model.loading.gguf_file import GgufFile, TensorType
+from model.loading.gguf_sentencepiece import sentencepiece
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+}
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -74,15 +81,31 @@ def config(file: GgufFile) -> dict[str, object]:
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "max_position_embeddings": int(file.number(f"{kind}.context_length")),
         "rms_norm_eps": file.number(f"{kind}.attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(file, kind, head_dim),
+        "rope_parameters": {} if kind == "gemma3" else _rope(file, kind, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": _dtype(file),
+    } | (_gemma3(file, head_dim) if kind == "gemma3" else {})
+
+
+def _gemma3(file: GgufFile, head_dim: int) -> dict[str, object]:
+    """What only Gemma 3 has. The file leaves out what llama.cpp knows: the pattern, and the base of sliding layers."""
+    scaling = file.text("gemma3.rope.scaling.type", "default")
+    whole = {"rope_type": scaling, "rope_theta": file.number("gemma3.rope.freq_base", 1e6)}
+    local = {"rope_type": "default", "rope_theta": file.number("gemma3.rope.freq_base_swa", 10_000.0)}
+    pattern = int(file.number("gemma3.attention.sliding_window_pattern", 6))
+    return {
+        "rope_parameters": {"full_attention": whole, "sliding_attention": local},
+        "query_pre_attn_scalar": head_dim,
+        "sliding_window": int(file.number("gemma3.attention.sliding_window")),
+        "layer_types": layer_kinds(int(file.number("gemma3.block_count")), pattern),
     }
 
 
 def tokenizer(file: GgufFile) -> Tokenizer:
-    """The byte-level BPE tokenizer of the metadata."""
+    """The tokenizer of the metadata: byte-level BPE, or SentencePiece as Gemma uses it."""
     kind, pre = file.text("tokenizer.ggml.model"), file.text("tokenizer.ggml.pre", "default")
+    if kind == "llama" and file.text("general.architecture") == "gemma3":
+        return _sentencepiece(file)
     if kind != "gpt2" or pre not in _PRE_TOKENIZERS:
         raise ConfigError(
             f"{file.path}: its tokenizer {kind!r} with pre-tokenizer {pre!r} cannot be built from the file",
@@ -105,6 +128,21 @@ def tokenizer(file: GgufFile) -> Tokenizer:
     return built
 
 
+def _sentencepiece(file: GgufFile) -> Tokenizer:
+    tokens, scores = file.strings("tokenizer.ggml.tokens"), file.metadata.get("tokenizer.ggml.scores")
+    kinds, unknown = file.metadata.get("tokenizer.ggml.token_type"), _token(file, "unknown", tokens)
+    if not isinstance(scores, list) or not isinstance(kinds, list) or not len(scores) == len(kinds) == len(tokens):
+        what = f"{file.path}: tokenizer.ggml.scores or token_type does not match the tokens"
+        raise ConfigError(what, key="model.source")
+    if file.metadata.get("tokenizer.ggml.add_space_prefix", True):
+        raise ConfigError(f"{file.path}: tokenizer.ggml.add_space_prefix is not supported", key="model.source")
+    built = sentencepiece(tokens, [float(s) for s in scores], [int(k) for k in kinds], unknown)
+    if begin := _beginning(file, tokens):
+        built.post_processor = begin
+    _add_special(file, built, tokens)
+    return built
+
+
 def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
     """How a text falls into words, by llama.cpp's name for it."""
     if pre == "smollm":
@@ -118,14 +156,18 @@ def _pre_tokenizer(pre: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _post_processor(file: GgufFile, tokens: list[str]) -> processors.PostProcessor:
-    offsets = processors.ByteLevel(trim_offsets=False)
+    offsets, begin = processors.ByteLevel(trim_offsets=False), _beginning(file, tokens)
+    return offsets if begin is None else processors.Sequence([offsets, begin])
+
+
+def _beginning(file: GgufFile, tokens: list[str]) -> processors.PostProcessor | None:
+    """What puts the token for the beginning before a text, if the file asks for it."""
     bos = _token(file, "bos", tokens)
     if not file.metadata.get("tokenizer.ggml.add_bos_token") or bos is None:
-        return offsets
-    begin = processors.TemplateProcessing(
+        return None
+    return processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokens.index(bos))]
     )
-    return processors.Sequence([offsets, begin])
 
 
 def _add_special(file: GgufFile, built: Tokenizer, tokens: list[str]) -> None:

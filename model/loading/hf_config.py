@@ -1,11 +1,13 @@
 """``config.json`` of a Hugging Face folder → ``ModelSpec``, or a clear refusal."""
 
-from typing import Annotated
+from dataclasses import replace
 
 import msgspec
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from configs.errors import ConfigError
+from model.loading import gemma3_config
+from model.loading.config_fields import Count, Positive, TokenIds
 from model.loading.folder import ModelFolder, read_json
 from model.spec import Architecture, ModelSpec, RopeScaling
 
@@ -16,11 +18,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "Qwen3ForCausalLM": "qwen3",
 }
 _UNSCALED = frozenset({None, "default", "none"})
-
-Count = Annotated[int, Meta(ge=1, le=2**31 - 1)]
-Positive = Annotated[float, Meta(gt=0, le=1e12)]
-TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-TokenIds = TokenId | Annotated[list[TokenId], Meta(max_length=64)] | None
 
 
 class _Rope(Struct, frozen=True):
@@ -83,16 +80,21 @@ class _Generation(Struct, frozen=True):
 def read_config(folder: ModelFolder) -> ModelSpec:
     """Read the hyper-parameters of a model folder.
 
-    A sliding window limits the context: up to that length the window hides nothing, so the answers are exact.
+    The sliding window of Mistral and Qwen limits the context: up to that length the window hides nothing, so the
+    answers are exact.
 
     Raises:
         ConfigError: the architecture, or something that the model asks for, is not supported.
     """
     path = folder.path / "config.json"
     name = next(iter(read_json(path, _Kind).architectures), "")
+    if name == gemma3_config.NAME:
+        spec = gemma3_config.read_gemma3(path)
+        return replace(spec, eos_token_ids=_eos(folder, list(spec.eos_token_ids), spec.vocab_size))
     if name not in ARCHITECTURES:
         what = f"{path}: the architecture {name or 'of this model'} is not supported"
-        raise ConfigError(what, key="model.source", suggestion=f"supported are {', '.join(ARCHITECTURES)}")
+        supported = ", ".join([*ARCHITECTURES, gemma3_config.NAME])
+        raise ConfigError(what, key="model.source", suggestion=f"supported are {supported}")
     config = read_json(path, _Config)
     if config.num_attention_heads % (config.num_key_value_heads or config.num_attention_heads):
         raise ConfigError(f"{path}: num_attention_heads is no multiple of num_key_value_heads", key="model.source")
@@ -117,7 +119,7 @@ def read_config(folder: ModelFolder) -> ModelSpec:
         qkv_bias=architecture == "qwen2",
         qk_norm=architecture == "qwen3",
         dtype=config.dtype or config.torch_dtype or "float32",
-        eos_token_ids=_eos(folder, config),
+        eos_token_ids=_eos(folder, config.eos_token_id, config.vocab_size),
     )
 
 
@@ -160,10 +162,10 @@ def _scaling(path: str, rope: _Rope) -> RopeScaling | None:
     return RopeScaling(factor=factor, low_freq_factor=low, high_freq_factor=high, original_context=original)
 
 
-def _eos(folder: ModelFolder, config: _Config) -> tuple[int, ...]:
+def _eos(folder: ModelFolder, configured: TokenIds, vocab_size: int) -> tuple[int, ...]:
     """generation_config.json counts before config.json, as in transformers; ids of the vocabulary only."""
     path = folder.path / "generation_config.json"
     given = read_json(path, _Generation).eos_token_id if path.is_file() else UNSET
-    ids = config.eos_token_id if given is UNSET or given is None else given
+    ids = configured if given is UNSET or given is None else given
     listed = [ids] if isinstance(ids, int) else ids or []
-    return tuple(dict.fromkeys(token for token in listed if token < config.vocab_size))
+    return tuple(dict.fromkeys(token for token in listed if token < vocab_size))

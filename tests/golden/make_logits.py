@@ -2,13 +2,15 @@
 
 Run by hand, in an environment of its own with torch, transformers, gguf and safetensors:
 
-    python tests/golden/make_logits.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/golden/make_logits.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf path/to/gemma-3-270m-q4_k_m.gguf
 
 ``models/NAME`` are random models of two layers, one of each architecture, with weights rounded to bfloat16;
 ``logits/NAME.npz`` holds ``ids`` int32[positions] and ``logits`` float32[positions, vocabulary] of each.
 ``logits/smollm2.npz`` holds, of the real model and for the prompts ``chat`` and ``plain``: ``ids``, ``logits`` at the
 256 ids of ``subset``, the ``scale`` (largest magnitude) and the ``argmax`` of each position; and ``chat_greedy``, the
-32 ids that greedy decoding appends to the chat prompt.
+32 ids that greedy decoding appends to the chat prompt. ``logits/gemma3-270m.npz`` holds of a text longer than the
+window of Gemma 3 270M: ``ids``, ``at`` (some positions, the last one too) and for these ``logits``, ``scale``,
+``argmax``; and ``greedy``, the ids that greedy decoding appends.
 """
 
 import sys
@@ -19,6 +21,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     PretrainedConfig,
@@ -79,6 +82,16 @@ MODELS: dict[str, PretrainedConfig] = {
     "qwen3": Qwen3Config(
         **SMALL, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, head_dim=32, tie_word_embeddings=False
     ),
+    "gemma3": Gemma3TextConfig(
+        **SMALL | {"num_hidden_layers": 3},
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        query_pre_attn_scalar=24,
+        sliding_window=10,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
 }
 PLAIN = (
     "The quick brown fox jumps over the lazy dog. In 1969, two people walked on the Moon; in 2024, nobody did. "
@@ -138,8 +151,36 @@ def make_smollm2(gguf: Path) -> None:
     np.savez_compressed(HERE / "logits" / "smollm2.npz", **arrays)
 
 
+def make_gemma3(gguf: Path) -> None:
+    """The real sliding-window model, on a text of more tokens than its window."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32).eval()
+    assert model.config.sliding_window == 512
+    names = ("fox", "dog", "cat", "owl", "hen")
+    story = (f"On day {i} the {names[i % 5]} met the {names[i * 3 % 5]} and gave it {i * i} nuts. " for i in range(40))
+    ids = np.array(tokenizer("".join(story)).input_ids, np.int32)
+    assert len(ids) > 600
+    logits = logits_of(model, ids)
+    at = np.unique(np.append(np.arange(0, len(ids), 24), [510, 511, 512, 513, len(ids) - 1]))
+    subset = np.sort(np.random.default_rng(0).choice(model.config.vocab_size, SUBSET, False))
+    prompt = torch.from_numpy(ids.astype(np.int64))[None]
+    mask = torch.ones_like(prompt)
+    answer = model.generate(prompt, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None)
+    np.savez_compressed(
+        HERE / "logits" / "gemma3-270m.npz",
+        ids=ids,
+        at=at,
+        subset=subset,
+        logits=logits[at][:, subset],
+        scale=np.abs(logits[at]).max(-1),
+        argmax=logits[at].argmax(-1).astype(np.int32),
+        greedy=answer[0, len(ids) :].numpy().astype(np.int32),
+    )
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     make_small()
-    if len(sys.argv) > 1:
+    if len(sys.argv) > 2:
         make_smollm2(Path(sys.argv[1]))
+        make_gemma3(Path(sys.argv[2]))

@@ -1,8 +1,8 @@
-"""Writes the token ids that the tokenizer built from SmolLM2's GGUF metadata is held to.
+"""Writes the token ids that the tokenizers built from GGUF metadata are held to.
 
 Run by hand, in an environment of its own with torch, transformers and gguf:
 
-    python tests/golden/make_tokens.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf
+    python tests/golden/make_tokens.py path/to/SmolLM2-135M-Instruct.Q4_1.gguf path/to/gemma-3-270m-q4_k_m.gguf
 
 transformers (5.19) leaves out what ``tokenizer.ggml.pre: smollm`` asks for, that digits are split one by one before
 anything else; it is put back here.
@@ -50,7 +50,15 @@ CHATS = (
 )
 
 
-def main(gguf: Path) -> None:
+def make_gemma3(gguf: Path) -> None:
+    """Write ``tokens/gemma3-270m.json``."""
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    texts = [{"text": text, "ids": tokenizer(text).input_ids} for text in TEXTS]
+    golden = json.dumps({"texts": texts}, ensure_ascii=True, indent=1)
+    (HERE / "tokens" / "gemma3-270m.json").write_text(golden + "\n")
+
+
+def make_smollm2(gguf: Path) -> None:
     """Write ``tokens/smollm2.json``."""
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     digits = pre_tokenizers.Digits(individual_digits=True)
@@ -66,4 +74,5 @@ def main(gguf: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    make_smollm2(Path(sys.argv[1]))
+    make_gemma3(Path(sys.argv[2]))

@@ -15,6 +15,7 @@ from model.interface import Family, Sampling, Shapes, StepInput, Variant
 from model.loading.folder import model_folder
 from model.loading.hf_config import read_config
 from model.registry import Blueprint, blueprint
+from model.spec import ModelSpec
 from model.steps import Leaves, forward, logits_of
 from model.weights import load_weights
 from sharding.mesh import build_mesh
@@ -64,9 +65,9 @@ class Bench:
         return np.asarray(logits)[:, : self.model.spec.vocab_size]
 
 
-def open_bench(folder: Path, tensor: int = 1, dtype: str = "float32") -> Bench:
+def open_bench(folder: Path, tensor: int = 1, dtype: str = "float32", spec: ModelSpec | None = None) -> Bench:
     source = model_folder(folder)
-    spec = read_config(source)
+    spec = spec or read_config(source)
     mesh = build_mesh(Parallel(tensor=tensor))
     model = blueprint(spec, mesh, dtype)
     leaves = load_weights(Model(source=str(folder)), source, model, lambda done, total: None)

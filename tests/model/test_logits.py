@@ -7,7 +7,7 @@ import pytest
 
 from tests.model.harness import GOLDEN, NUM_PAGES, Bench, Row, decode, golden, mixed, open_bench
 
-ARCHITECTURES = ("llama", "llama-9-3", "llama3", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "llama-9-3", "llama3", "mistral", "qwen2", "qwen3", "gemma3")
 TOLERANCE = 2e-4
 
 
@@ -75,8 +75,9 @@ def test_decoding_on_another_requests_prefix_has_the_reference_logits(name: str)
     assert_close(logits[0], expected[38])
 
 
-def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles() -> None:
-    bench = open_bench(GOLDEN / "models" / "llama")
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles(name: str) -> None:
+    bench = open_bench(GOLDEN / "models" / name)
     bench.shapes = dataclasses.replace(bench.shapes, mixed_tokens=(64, 256), pages_per_row=64)
     ids = np.random.default_rng(7).integers(3, 512, 200).astype(np.int32)
     one, two = np.arange(1, 51, dtype=np.int32), np.arange(51, 96, dtype=np.int32)
@@ -95,11 +96,13 @@ def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles() -> None:
     assert_close(bench.logits(step)[at], expected[151:])
 
 
-@pytest.mark.parametrize("tensor", [1, 2])
-@pytest.mark.parametrize("size", [2, 16, 64])
-def test_rows_behind_shared_pages_have_the_reference_logits(size: int, tensor: int) -> None:
-    ids, expected = golden("llama-9-3")
-    bench = open_bench(GOLDEN / "models" / "llama-9-3", tensor)
+@pytest.mark.parametrize(
+    ("name", "size", "tensor"),
+    [*(("llama-9-3", size, tensor) for size in (2, 16, 64) for tensor in (1, 2)), ("gemma3", 16, 1), ("gemma3", 64, 2)],
+)
+def test_rows_behind_shared_pages_have_the_reference_logits(name: str, size: int, tensor: int) -> None:
+    ids, expected = golden(name)
+    bench = open_bench(GOLDEN / "models" / name, tensor)
     bench.shapes = dataclasses.replace(bench.shapes, decode_rows=(2, 16), max_rows=16, mixed_tokens=(64,))
     pages = iter(np.random.default_rng(6).permutation(NUM_PAGES - 1) + 1)
 
@@ -124,7 +127,7 @@ def test_rows_behind_shared_pages_have_the_reference_logits(size: int, tensor: i
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])
-@pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3", "gemma3"])
 def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: int) -> None:
     ids, expected = golden(name)
     bench = open_bench(GOLDEN / "models" / name, tensor)
@@ -132,3 +135,16 @@ def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: in
     step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 39, row)])
     assert_close(bench.logits(step)[at], expected[:39])
     assert_close(bench.logits(decode(bench.shapes, 2, [Row(ids, 39, 40, row)]))[0], expected[39])
+
+
+def test_what_lies_before_the_window_of_every_layer_that_sees_it_does_not_count() -> None:
+    spec = dataclasses.replace(open_bench(GOLDEN / "models" / "gemma3").model.spec, sliding_layers=(True,) * 3)
+    bench = open_bench(GOLDEN / "models" / "gemma3", spec=spec)
+    ids, _ = golden("gemma3")
+    other = ids.copy()
+    other[0] = 3 if ids[0] != 3 else 4
+    # three layers reach back over three windows of ten, each of which holds the token itself
+    reach = 3 * (spec.sliding_window - 1)
+    mine, changed = whole(bench, Row(ids, 0, 40, pages(1))), whole(bench, Row(other, 0, 40, pages(1)))
+    assert np.abs(mine - changed)[: reach + 1].max(-1).min() > 0
+    np.testing.assert_array_equal(mine[reach + 1 :], changed[reach + 1 :])

@@ -21,25 +21,42 @@ def inputs(heads: int, kv: int, head_dim: int, lengths: list[int]) -> tuple[jax.
 
 @pytest.mark.parametrize(("heads", "kv", "head_dim"), [(9, 3, 64), (4, 4, 32), (8, 1, 128)])
 @pytest.mark.parametrize("launch", [Launch(2, 1, True), Launch(4, 2, True), Launch(1, 8, True)])
-def test_the_interpreted_kernel_equals_its_twin(heads: int, kv: int, head_dim: int, launch: Launch) -> None:
+@pytest.mark.parametrize("window", [0, 1, 20, 100])
+def test_the_interpreted_kernel_equals_its_twin(
+    heads: int, kv: int, head_dim: int, launch: Launch, window: int
+) -> None:
+    launch = launch._replace(window=window)
     args = inputs(heads, kv, head_dim, [1, 16, 17, 100, 144, 0])
-    expected = paged_decode_ref(*args)
+    expected = paged_decode_ref(*args, window)
     assert np.abs(np.asarray(paged_decode(*args, launch) - expected)).max() < 2e-5
     assert not np.asarray(expected)[-1].any()
 
 
+def test_the_twin_sees_as_many_positions_as_the_window_has() -> None:
+    q, k, _, table, _ = inputs(4, 4, 32, [100])
+    q, v = jnp.zeros_like(q), jnp.ones_like(k)
+    # equal scores: each value that is seen counts alike, and only the last 4 positions (96 to 99) are not 0
+    v = v.at[table[0, :5]].set(0.0).at[table[0, 5]].set(0.0)
+    assert np.allclose(paged_decode_ref(q, k, v, table, jnp.array([100]), 8), 4 / 8)
+    assert np.allclose(paged_decode_ref(q, k, v, table, jnp.array([100])), 4 / 100)
+
+
+@pytest.mark.parametrize("window", [0, 1, 20, 100])
 @pytest.mark.parametrize("block_pages", [1, 2, 4])
-def test_the_xla_back_end_equals_the_same_twin(block_pages: int) -> None:
+def test_the_xla_back_end_equals_the_same_twin(block_pages: int, window: int) -> None:
     q, k, v, table, length = inputs(9, 3, 64, [1, 16, 17, 100, 144, 0])
     padded = jnp.pad(table, ((0, 0), (0, -WIDTH % block_pages)))
-    got = attend_rows(q, k, v, padded, length, None, Blocking(PAGE_SIZE, block_pages, 8))
-    difference = np.abs(np.asarray(got - paged_decode_ref(q, k, v, table, length)))
+    got = attend_rows(q, k, v, padded, length, None, Blocking(PAGE_SIZE, block_pages, 8, window))
+    difference = np.abs(np.asarray(got - paged_decode_ref(q, k, v, table, length, window)))
     assert difference[np.asarray(length) > 0].max() < 2e-5
     assert np.isfinite(difference).all()
 
 
-def test_the_kernel_lowers_for_cuda() -> None:
-    q, k, v, table, length = inputs(32, 8, 128, [100] * 4)
+@pytest.mark.parametrize(("heads", "kv", "head_dim", "window"), [(32, 8, 128, 0), (4, 1, 256, 512)])
+def test_the_kernel_lowers_for_cuda(heads: int, kv: int, head_dim: int, window: int) -> None:
+    q, k, v, table, length = inputs(heads, kv, head_dim, [100] * 4)
     args = (q, k.astype(jnp.bfloat16), v.astype(jnp.bfloat16), table, length)
-    lowered = jax.jit(paged_decode, static_argnums=5).trace(*args, Launch()).lower(lowering_platforms=("cuda",))
+    lowered = (
+        jax.jit(paged_decode, static_argnums=5).trace(*args, Launch(window=window)).lower(lowering_platforms=("cuda",))
+    )
     assert "paged_decode" in lowered.as_text()

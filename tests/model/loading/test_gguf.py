@@ -78,6 +78,26 @@ def test_other_families_are_stored_in_hugging_face_order(tmp_path: Path):
     np.testing.assert_array_equal(read, weights()["blk.0.attn_q.weight"])
 
 
+def test_gemma_3s_norms_come_back_without_what_the_converter_folds_into_them(tmp_path: Path):
+    original = {
+        "blk.0.attn_norm": "model.layers.0.input_layernorm",
+        "blk.0.post_attention_norm": "model.layers.0.post_attention_layernorm",
+        "blk.0.ffn_norm": "model.layers.0.pre_feedforward_layernorm",
+        "blk.0.post_ffw_norm": "model.layers.0.post_feedforward_layernorm",
+        "blk.0.attn_q_norm": "model.layers.0.self_attn.q_norm",
+        "output_norm": "model.norm",
+    }
+    draw = np.random.default_rng(0)
+    values = {name: draw.standard_normal(HIDDEN).astype(np.float32) for name in original}
+    tensors = {f"{name}.weight": (array + 1, Kind.F32) for name, array in values.items()}
+    matrix = draw.standard_normal((HIDDEN, HIDDEN)).astype(np.float32)
+    write_tensors(tmp_path / "model.gguf", tensors | {"blk.0.attn_q.weight": (matrix, Kind.F32)}, "gemma3")
+    read = GgufCheckpoint(tmp_path).read
+    for name, ours in original.items():
+        np.testing.assert_allclose(read(f"{ours}.weight"), values[name], atol=1e-6)
+    np.testing.assert_array_equal(read("model.layers.0.self_attn.q_proj.weight"), matrix)
+
+
 def test_shapes_are_known_without_reading_and_every_tensor_has_its_own(tmp_path: Path):
     write_gguf(tmp_path / "model.gguf")
     checkpoint = GgufCheckpoint(tmp_path)

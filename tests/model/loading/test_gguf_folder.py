@@ -83,8 +83,8 @@ def test_only_qwen_composes_letters(tmp_path: Path):
         ({"tokenizer__ggml__tokens": 3}, "not a list of strings"),
         ({"tokenizer__ggml__token_type": [1]}, "token_type does not match"),
         (
-            {"general__architecture": "gemma3"},
-            "'gemma3' is not supported; supported in GGUF files are llama, qwen2, qwen3",
+            {"general__architecture": "gemma2"},
+            "'gemma2' is not supported; supported in GGUF files are llama, qwen2, qwen3, gemma3",
         ),
         ({"split__count": 3}, "one of 3 parts"),
         ({"llama__block_count": "two"}, "llama.block_count is missing"),
@@ -93,6 +93,64 @@ def test_only_qwen_composes_letters(tmp_path: Path):
 def test_what_cannot_be_built_is_refused(keys: dict[str, object], message: str, tmp_path: Path):
     with pytest.raises(ConfigError, match=message):
         write_companions(changed(tmp_path / "m.gguf", **keys), tmp_path)
+
+
+GEMMA3: dict[str, object] = {
+    "general__architecture": "gemma3",
+    "gemma3__context_length": 1024,
+    "gemma3__embedding_length": 32,
+    "gemma3__block_count": 7,
+    "gemma3__feed_forward_length": 64,
+    "gemma3__attention__head_count": 4,
+    "gemma3__attention__head_count_kv": 1,
+    "gemma3__attention__key_length": 16,
+    "gemma3__attention__layer_norm_rms_epsilon": 1e-6,
+    "gemma3__attention__sliding_window": 512,
+    "gemma3__rope__freq_base": 1e6,
+    "tokenizer__ggml__model": "llama",
+    "tokenizer__ggml__tokens": ["<unk>", "<bos>", "<eos>", "\n\n", "\u2581", "a", "b", "ab", "<0x0A>"],
+    "tokenizer__ggml__scores": [-1000.0] * 4 + [-1.0, -2.0, -3.0, -0.5, 0.0],
+    "tokenizer__ggml__token_type": [3, 3, 3, 4, 1, 1, 1, 1, 6],
+    "tokenizer__ggml__unknown_token_id": 0,
+    "tokenizer__ggml__add_bos_token": True,
+    "tokenizer__ggml__add_space_prefix": False,
+}
+
+
+def test_gemma_3_has_the_pattern_and_the_local_base_that_the_file_leaves_out(tmp_path: Path):
+    write_companions(changed(tmp_path / "model.gguf", **GEMMA3), tmp_path)
+    spec = read_config(model_folder(tmp_path))
+    assert (spec.architecture, spec.head_dim, spec.query_scalar, spec.num_kv_heads) == ("gemma3", 16, 16, 1)
+    assert (spec.sliding_window, spec.sliding_layers) == (512, (True,) * 5 + (False, True))
+    assert (spec.rope_theta, spec.local_rope_theta) == (1e6, 1e4)
+    assert spec.eos_token_ids == (2,)
+
+
+def test_gemma_3s_pieces_are_merged_by_score_behind_the_beginning(tmp_path: Path):
+    built = tokenizer(changed(tmp_path / "m.gguf", **GEMMA3))
+    assert built.encode("ab a").tokens == ["<bos>", "ab", "\u2581", "a"]
+    assert built.encode("a\n\nb\n<eos>", add_special_tokens=False).ids == [5, 3, 6, 8, 2]
+    assert built.decode([1, 7, 4, 5, 3, 6, 8, 2]) == "ab a\n\nb\n"
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"tokenizer__ggml__scores": [0.0]}, "scores or token_type does not match"),
+        ({"tokenizer__ggml__token_type": [1]}, "scores or token_type does not match"),
+        ({"tokenizer__ggml__add_space_prefix": True}, "add_space_prefix is not supported"),
+        ({"gemma3__attention__sliding_window": "wide"}, "sliding_window is missing"),
+    ],
+)
+def test_what_of_gemma_3_cannot_be_built_is_refused(keys: dict[str, object], message: str, tmp_path: Path):
+    with pytest.raises(ConfigError, match=message):
+        write_companions(changed(tmp_path / "m.gguf", **GEMMA3 | keys), tmp_path)
+
+
+def test_a_scaled_gemma_3_is_left_to_the_configuration_to_refuse(tmp_path: Path):
+    write_companions(changed(tmp_path / "model.gguf", **GEMMA3, gemma3__rope__scaling__type="linear"), tmp_path)
+    with pytest.raises(ConfigError, match="rope scaling of type 'linear'"):
+        read_config(model_folder(tmp_path))
 
 
 def rope_divisors(factor: float, theta: float, head_dim: int) -> np.ndarray:

@@ -1,0 +1,65 @@
+"""Gemma 3, text only (Gemma Team, 2025): layers with a sliding window between layers that see everything."""
+
+import jax
+from flax import nnx
+
+from model.kv_pool import Pool
+from model.layers.attention import Attend, Attention
+from model.layers.block import run_block
+from model.layers.linear import matmul
+from model.layers.mlp import GatedMLP
+from model.layers.norm import RMSNorm
+from model.layers.parameter import weight
+from model.layers.rope import Rotation
+from model.spec import ModelSpec
+from sharding.heads import HeadLayout
+
+
+class Gemma3Block(nnx.Module):
+    """One transformer layer, normalised before and behind attention, before and behind the feed-forward."""
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, dtype: str, window: int) -> None:
+        self.attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.attention = Attention(spec, layout, shards, dtype, window)
+        self.after_attention_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.mlp = GatedMLP(spec, shards, dtype)
+        self.after_mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+
+    def __call__(
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: tuple[jax.Array, jax.Array], attend: Attend
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """``x`` float32[T, hidden] after the layer, and the layer's new K and V arrays."""
+        attended = self.attention(self.attention_norm(x), cos, sin, pool, attend)
+        x = x + self.after_attention_norm(attended.out)
+        return x + self.after_mlp_norm(self.mlp(self.mlp_norm(x))), attended.k, attended.v
+
+
+class Gemma3(nnx.Module):
+    """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str) -> None:
+        self.embedding_scale = spec.embedding_scale
+        self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        self.blocks = nnx.List(
+            [Gemma3Block(spec, layout, shards, dtype, spec.window(i)) for i in range(spec.num_layers)]
+        )
+        self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+        self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+
+    def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, attend: Attend) -> tuple[jax.Array, Pool]:
+        """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool.
+
+        ``turns`` are the rotations of the layers that see everything and, last, those of the sliding layers.
+        """
+        x = x * self.embedding_scale
+        ks, vs = list(pool.k), list(pool.v)
+        for i, block in enumerate(self.blocks):
+            cos, sin = turns[-1] if block.attention.window else turns[0]
+            graph, values = nnx.split(block)
+            x, ks[i], vs[i] = run_block(graph, values, x, cos, sin, ks[i], vs[i], attend)
+        return self.final_norm(x), Pool(tuple(ks), tuple(vs))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """float32[R, vocab] from hidden states of the rows."""
+        return matmul(hidden, self.head[...])
