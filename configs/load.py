@@ -88,6 +88,19 @@ def load(path: Path, overrides: Sequence[str], environ: Mapping[str, str]) -> Lo
     )
 
 
+def override(config: EngineConfig, overrides: Sequence[str]) -> EngineConfig:
+    """Lay ``section.key=value`` overrides over a configuration.
+
+    Raises:
+      ConfigError: an override is unknown or out of range.
+    """
+    sections: dict[str, dict[str, object]] = msgspec.to_builtins(config)
+    for key, setting in _from_overrides(overrides).items():
+        section, name = key.split(".")
+        sections[section][name] = setting.value
+    return msgspec.convert(sections, EngineConfig)
+
+
 def _from_file(path: Path) -> Settings:
     settings: Settings = {}
     for key, entry in read_entries(path).items():

@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 from configs.errors import ConfigError
 from configs.memory import page_bytes, size
-from configs.schema import Choice, EngineConfig, HardwareFacts, ModelFacts, Resolved
+from configs.schema import CacheFamily, Choice, EngineConfig, HardwareFacts, ModelFacts, OrderName, Resolved
 
 Dtype = Literal["float32", "bfloat16"]
 Loop = Literal["normal", "overlap"]
@@ -85,6 +85,7 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     num_pages, pages_reason = _num_pages(config, hardware, weight_bytes, a_page, page_size)
     running, running_reason = _max_running_requests(config, platform, num_pages)
     chunk_tokens, chunk_reason = _chunk_tokens(config, hardware, running, page_size)
+    family, family_reason = _cache_family(config)
     loop, loop_reason = _loop(config)
     attention, attention_reason = _attention(config)
     return Resolved(
@@ -94,6 +95,7 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
         context_length=context_length,
         page_size=page_size,
         num_pages=num_pages,
+        cache_family=family,
         max_running_requests=running,
         chunk_tokens=chunk_tokens,
         loop=loop,
@@ -105,9 +107,11 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
             Choice("model.context_length", context_length, context_reason),
             Choice("cache.page_size", page_size, page_reason),
             Choice("cache.max_total_tokens", num_pages * page_size, pages_reason),
+            Choice("cache family", family, family_reason),
             Choice("scheduler.max_running_requests", running, running_reason),
             Choice("scheduler.chunk_tokens", chunk_tokens, chunk_reason),
             Choice("scheduler.loop", loop, loop_reason),
+            Choice("scheduler.order", *_order(config)),
         ),
     )
 
@@ -134,6 +138,13 @@ def refuse_unsupported(config: EngineConfig) -> None:
     for name, count in sizes.items():
         if count != 1:
             raise ConfigError("is not supported yet", key=f"parallel.{name}", value=count, suggestion="leave it at 1")
+    if config.cache.radix and config.cache.eviction == "priority" and config.scheduler.priority == "off":
+        raise ConfigError(
+            "priorities do not count while scheduler.priority is off",
+            key="cache.eviction",
+            value="priority",
+            suggestion="set scheduler.priority to high_first or low_first, or take lru",
+        )
     if config.cache.host:
         raise ConfigError("is not supported yet", key="cache.host", value=True, suggestion="leave it at false")
 
@@ -237,6 +248,20 @@ def _pool_bytes(config: EngineConfig, hardware: HardwareFacts, weight_bytes: int
     if hardware.platform == "cpu" and share > CPU_POOL_BYTES:
         return CPU_POOL_BYTES, f"{size(CPU_POOL_BYTES)}, the default bound on cpu"
     return share, f"{fraction:.0%} of {size(free)} free beside the weights"
+
+
+def _cache_family(config: EngineConfig) -> tuple[CacheFamily, str]:
+    # document: O-26
+    if not config.cache.radix:
+        return "chunk", "cache.radix is off, and prompts are computed in chunks: no prefix outlives its request"
+    return "radix", f"cache.radix is on; prefixes are evicted by {config.cache.eviction}"
+
+
+def _order(config: EngineConfig) -> tuple[OrderName, str]:
+    order = config.scheduler.order
+    if order in ("lpm", "dfs-weight") and not config.cache.radix:
+        return "fcfs", f"{order} goes by cached prefixes, and cache.radix is off"
+    return order, "as configured"
 
 
 def _max_running_requests(config: EngineConfig, platform: PlatformDefaults, num_pages: int) -> tuple[int, str]:

@@ -12,6 +12,9 @@ Auto = Literal["auto"]
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Eviction = Literal["lru", "lfu", "slru", "fifo", "mru", "filo", "priority"]
+OrderName = Literal["fcfs", "lpm", "dfs-weight", "lof", "random", "routing-key"]
+CacheFamily = Literal["radix", "chunk"]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,6 +53,9 @@ class Cache(Section, frozen=True):
     """The paged KV cache and its prefix tree."""
 
     radix: bool = True
+    """Whether prefixes are kept for later requests; without it pages are freed when their request ends."""
+    eviction: Eviction = "lru"
+    """Which unused prefix goes first when pages run short."""
     page_size: Annotated[int, Meta(ge=1, le=1024)] | Auto = "auto"
     max_total_tokens: PositiveInt | Auto = "auto"
     """Tokens that the pool holds; by default from free memory."""
@@ -64,15 +70,47 @@ class Scheduler(Section, frozen=True):
     loop: Literal["auto", "normal", "overlap"] = "auto"
     overlap: bool = True
     """Whether ``loop: auto`` may choose the overlapped loop."""
-    order: Literal["fcfs", "lpm"] = "fcfs"
-    admission: Literal["strict"] = "strict"
-    """``strict``: the first request that does not fit holds back all behind it."""
+    order: OrderName = "fcfs"
+    """Of the waiting requests: as they came, longest cached prefix first (``lpm``), through the tree of cached prefixes
+    (``dfs-weight``), longest output first (``lof``), by lot, or by the routing keys that run already."""
+    order_seed: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    """Seed of ``order: random``."""
+    admission: Literal["strict", "skip"] = "strict"
+    """``strict``: the first request that does not fit holds back all behind it; ``skip``: smaller ones may pass it."""
+    max_passed_over: Annotated[int, Meta(ge=1, le=1_000_000)] = 16
+    """With ``admission: skip``, how many requests may pass one before it holds back all behind it."""
+    defer_shared_tokens: Annotated[int, Meta(ge=0, le=65_536)] = 32
+    """A request waits while another computes at least so many of its uncached prefix tokens; 0 turns it off."""
     max_running_requests: Annotated[int, Meta(ge=1, le=4096)] | Auto = "auto"
     chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] | Auto = "auto"
     """Token budget of one step: decode rows and prompt pieces together."""
+    max_prefill_tokens: PositiveInt = 16_384
+    """Prompt tokens of one step at most, each piece rounded up to pages."""
+    mixed: bool = True
+    """Whether a step may hold decode rows and prompt pieces; otherwise decode steps and prompt steps take turns."""
     max_queued_requests: Annotated[int, Meta(ge=1, le=1_000_000)] = 4096
+    max_queued_tokens: PositiveInt = 2**24
+    """Prompt tokens that may wait; a longer prompt may still wait alone."""
+    priority: Literal["off", "high_first", "low_first"] = "off"
+    """Whether the ``priority`` of requests counts, and which is the more urgent; ``order`` decides among equals."""
+    preemption_threshold: Annotated[int, Meta(ge=0, le=2**32)] = 10
+    """A running request gives way to one that is more urgent by more than this."""
+    max_preemptions: Annotated[int, Meta(ge=0, le=1000)] = 3
+    """How often one request gives way at most; 0 turns preemption off."""
+    waiting_timeout_s: Seconds = 0.0
+    """A request that has not begun to run after this long is refused with 503; 0 turns it off."""
+    running_timeout_s: Seconds = 0.0
+    """A request that has not ended this long after it began to run is aborted; 0 turns it off."""
     conservativeness: Annotated[float, Meta(gt=0, le=10)] = 1.0
     """Scales the share of its output that an admitted request is assumed to need."""
+    new_token_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.7
+    """That share at the start and after a rest; after a retraction it follows from what running requests have said."""
+    new_token_ratio_floor: Annotated[float, Meta(ge=0, le=1)] = 0.14
+    """What is left of it, as a share of the start, when nothing was retracted for long."""
+    new_token_ratio_decay_steps: Annotated[int, Meta(ge=1, le=1_000_000)] = 600
+    """Decode steps from the start to the floor."""
+    retract_steps: Annotated[int, Meta(ge=0, le=4096)] = 20
+    """Decode steps for which a retraction is to leave room."""
     check: Literal["idle", "every_step"] = "idle"
     """When the owners of pages and slots prove that nothing is lost."""
 
@@ -170,6 +208,7 @@ class Resolved(Struct, frozen=True, kw_only=True):
     page_size: int
     num_pages: int
     """Usable pages; page 0, the target of padding, is not among them."""
+    cache_family: CacheFamily
     max_running_requests: int
     chunk_tokens: int
     loop: Literal["normal", "overlap"]

@@ -21,7 +21,7 @@ class Reason(StrEnum):
     NEW = "new"
     """Arrived; not yet seen by a plan."""
     QUEUED_BEHIND = "queued_behind"
-    """An earlier request is held back and admission is strict."""
+    """An earlier request is held back, and this one may not pass it or was not tried."""
     NO_SLOT = "no_slot"
     NO_PAGES = "no_pages"
     """Its pages, or the estimate of what running requests still need, do not fit."""
@@ -29,12 +29,16 @@ class Reason(StrEnum):
     PIECE_LIMIT = "piece_limit"
     IN_FLIGHT = "in_flight"
     """A running row whose launched steps must be read first."""
+    PREFIX_PENDING = "prefix_pending"
+    """Another request computes its prefix in this step; it waits in order to share it."""
     LOADING = "loading"
     """Its cached pages are on their way to the device."""
     PAUSED = "paused"
     DRAINING = "draining"
     """The plan waits for steps in flight before it can go on."""
     RETRACTED = "retracted"
+    PREEMPTED = "preempted"
+    """It gave way to a more urgent request."""
     RUNNING = "running"
 
 
@@ -44,6 +48,13 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+
+
+class AbortCause(StrEnum):
+    """Who ended a request that was aborted."""
+
+    ASKED = "asked"
+    RUNNING_TIMEOUT = "running_timeout"
 
 
 class SamplingParams(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,8 +95,12 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=
     stream: bool = True
     """Whether deltas are wanted as they come; otherwise they are held until the end."""
     extra_key: Annotated[str, Meta(max_length=1024)] | None = None
-    """Cache namespace: pages are shared only under the same key."""
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] = 0
+    cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
+    """Cache namespace: pages are shared only under the same key and the same salt."""
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    """None is the least urgent there is. Means nothing unless the launch file orders by priority."""
+    routing_key: Annotated[str, Meta(max_length=256)] | None = None
+    """Means nothing unless the launch file orders by routing key."""
 
 
 class Abort(Struct, frozen=True, kw_only=True, tag="abort"):
@@ -172,6 +187,10 @@ class Finished(Struct, frozen=True, kw_only=True, tag="finished", omit_defaults=
     reason: FinishReason
     matched: int | str | None = None
     """The stop token id or stop string that ended it."""
+    cause: AbortCause = AbortCause.ASKED
+    """Of an abort."""
+    retry_after_s: float | None = None
+    """With a time-out: when to try again."""
     prompt_tokens: int
     output_tokens: int
     cached_tokens: int
@@ -180,7 +199,7 @@ class Finished(Struct, frozen=True, kw_only=True, tag="finished", omit_defaults=
 
 
 class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", omit_defaults=True):
-    """Terminal answer of a request that was not accepted."""
+    """Terminal answer of a request that was not accepted, or that was dropped from the queue before it ever ran."""
 
     rid: RequestId
     status: int
@@ -188,6 +207,8 @@ class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", omit_defaults=
         "context_length_exceeded",
         "request_too_large",
         "queue_full",
+        "displaced",
+        "waiting_timeout",
         "draining",
         "invalid_request",
         "duplicate_id",
@@ -282,6 +303,12 @@ class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
     rejected: int
     late_compiles: int
     new_token_ratio: float
+    preemptions: int = 0
+    """Of the retractions, those in favour of a more urgent request."""
+    displaced: int = 0
+    """Dropped from a full queue for a more urgent request."""
+    waiting_timeouts: int = 0
+    running_timeouts: int = 0
 
 
 class RequestStats(Struct, frozen=True, kw_only=True, tag="request_stats"):

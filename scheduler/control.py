@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from scheduler.channel import Origin
 from scheduler.commands import (
     Abort,
     AbortAll,
+    AbortCause,
     Command,
     FinishReason,
     FlushCache,
@@ -19,9 +21,12 @@ from scheduler.commands import (
     Shutdown,
     Stop,
 )
-from scheduler.gates import Limits, Load, allowed_new_tokens, refusal
+from scheduler.deadlines import TimeLimits, overdue_running, overdue_waiting
+from scheduler.gates import Limits, Load, allowed_new_tokens, excess, refusal
 from scheduler.observe import Monitor
 from scheduler.port import Answer
+from scheduler.prefix_cache import namespace
+from scheduler.priority import displaced, urgency
 from scheduler.request import Finish, Request, Waits
 from scheduler.results import Results
 from scheduler.roster import Roster
@@ -41,6 +46,7 @@ class Control:
         limits: what a request may ask for.
         eos_ids: tokens that end a request unless it ignores them.
         max_inflight: unread sampled tokens that a request may have when it is planned again.
+        time_limits: how long it may wait and run.
     """
 
     def __init__(
@@ -51,6 +57,7 @@ class Control:
         limits: Limits,
         eos_ids: tuple[int, ...],
         max_inflight: int,
+        time_limits: TimeLimits,
     ) -> None:
         self.shut = False
         """Whether the engine is to leave its loop."""
@@ -62,6 +69,7 @@ class Control:
         self._limits = limits
         self._eos_ids = eos_ids
         self._max_inflight = max_inflight
+        self._time_limits = time_limits
         self._arrived = 0
         self._handlers: dict[type[Command], Callable[[Origin, Command, int], list[Answer]]] = {
             Generate: self._generate,
@@ -93,9 +101,16 @@ class Control:
     def _generate(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         assert isinstance(command, Generate)
         rejected = self._refuse(command, now_ns)
-        if rejected is not None:
+        answers: list[Answer] = []
+        if rejected is not None and rejected.code == "queue_full":
+            answers = self._displace(command, now_ns)
+        if rejected is not None and not answers:
             self._monitor.counters.rejected += 1
             return [(origin, rejected)]
+        self._accept(origin, command, now_ns)
+        return answers
+
+    def _accept(self, origin: Origin, command: Generate, now_ns: int) -> None:
         params = command.params
         self._arrived += 1
         request = Request(
@@ -106,23 +121,60 @@ class Control:
             prompt=np.array(command.prompt, np.int32),
             params=params,
             stream=command.stream,
-            namespace=b"" if command.extra_key is None else b"\0" + command.extra_key.encode(errors="surrogatepass"),
+            namespace=namespace(command.extra_key, command.cache_salt),
+            routing_key=command.routing_key,
             max_new=allowed_new_tokens(command, self._limits),
             stop_ids=frozenset(params.stop_token_ids + (() if params.ignore_eos else self._eos_ids)),
             max_inflight=self._max_inflight,
             arrived_ns=now_ns,
             waits=Waits(now_ns),
+            urgency=urgency(command.priority, self._limits.priority),
         )
         self._roster.add(request)
         self.fresh.append(request)
-        return []
 
     def _refuse(self, command: Generate, now_ns: int) -> Rejected | None:
         if command.rid in self._roster:
             message = "A request with this id is already being served."
             return Rejected(rid=command.rid, status=400, code="duplicate_id", message=message, param="rid")
-        load = Load(len(self._roster.waiting), self._monitor.drain.per_s(now_ns))
-        return refusal(command, self._limits, load)
+        return refusal(command, self._limits, self._load(now_ns))
+
+    def _load(self, now_ns: int) -> Load:
+        roster = self._roster
+        return Load(len(roster.waiting), self._monitor.drain.per_s(now_ns), roster.waiting_tokens)
+
+    def _displace(self, command: Generate, now_ns: int) -> list[Answer]:
+        """Drop less urgent requests from the full queue, if that makes room for a new one."""
+        load, newcomer = self._load(now_ns), urgency(command.priority, self._limits.priority)
+        victims = displaced(self._roster.never_run, newcomer, *excess(command, self._limits, load))
+        self._monitor.counters.displaced += len(victims)
+        message = "The request is aborted by a higher priority request."
+        return [self._drop(victim, "displaced", message, load, now_ns) for victim in victims]
+
+    def expire(self, now_ns: int) -> list[Answer]:
+        """Answer what has waited or run for too long (documents: O-24; SGLang's two time-outs and their words)."""
+        roster, limits, counters = self._roster, self._time_limits, self._monitor.counters
+        waited = overdue_waiting(roster.waiting.values(), limits, now_ns)
+        ran = overdue_running(roster.started.values(), limits, now_ns)
+        if not waited and not ran:
+            return []
+        load = self._load(now_ns)
+        counters.waiting_timeouts += len(waited)
+        counters.running_timeouts += len(ran)
+        message = "Request waiting timeout reached."
+        answers = [self._drop(request, "waiting_timeout", message, load, now_ns) for request in waited]
+        for request in ran:
+            logger.warning("request %s ran for longer than scheduler.running_timeout_s and is aborted", request.rid)
+            finish = Finish(FinishReason.ABORT, None, len(request.output), AbortCause.RUNNING_TIMEOUT)
+            answers.append(self._results.end(request, finish, now_ns, load.retry_after_s))
+        return answers
+
+    def _drop(
+        self, request: Request, code: Literal["displaced", "waiting_timeout"], message: str, load: Load, now_ns: int
+    ) -> Answer:
+        retry_after_s = load.retry_after_s
+        rejected = Rejected(rid=request.rid, status=503, code=code, message=message, retry_after_s=retry_after_s)
+        return self._results.drop(request, rejected, now_ns)
 
     def _abort(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         del origin

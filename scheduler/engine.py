@@ -3,18 +3,21 @@
 No verb calls another; ``scheduler.loop`` is the only caller.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from model.interface import Family, Runner
 from scheduler.batch_builder import BatchBuilder
 from scheduler.commands import Reason
 from scheduler.control import Control
+from scheduler.draft import Budgets
 from scheduler.invariants import check
 from scheduler.observe import Committed, Monitor
-from scheduler.order import Order
+from scheduler.order import Order, Queue
 from scheduler.planner import Plan, View
 from scheduler.planner import plan as make_plan
 from scheduler.port import Answer, Port
+from scheduler.preemption import Preemption
 from scheduler.radix_cache import Hit
 from scheduler.request import Request
 from scheduler.results import Results, Step, held_back
@@ -33,6 +36,10 @@ class Policy:
     token_ratio: TokenRatio
     check_every_step: bool
     """Prove the invariants after every step, not only when idle."""
+    preemption: Preemption | None = None
+    """When running requests give way to more urgent ones; None: never."""
+    budgets: Budgets = Budgets()
+    order_seed: int = 0
 
 
 class Engine:
@@ -60,6 +67,7 @@ class Engine:
         self._step = 0
         self._now_ns = 0
         self._last_family: Family | None = None
+        self._last_prompts: Family | None = None
         self._held: dict[int, Request] = {}
         """Requests that wait for a reason other than the queue's order."""
         self._rested = True
@@ -83,14 +91,14 @@ class Engine:
         for origin, command in tick.commands:
             self._rested = False
             answers += self._control.handle(origin, command, tick.now_ns)
-        return answers
+        return answers + self._control.expire(tick.now_ns)
 
     def plan(self) -> Plan:
         """Decide what comes next; changes nothing."""
         roster, policy = self._roster, self._policy
         view = View(
             running=list(roster.running.values()),
-            waiting=policy.order(roster.waiting.values(), len(roster.waiting), self._peek) if roster.waiting else (),
+            waiting=self._ordered(),
             free_slots=roster.kv.free_slots,
             available=roster.kv.available(),
             peek=self._peek,
@@ -99,6 +107,9 @@ class Engine:
             max_rows=policy.max_rows,
             token_ratio=policy.token_ratio.value,
             last_family=self._last_family,
+            last_prompts=self._last_prompts,
+            preemption=policy.preemption,
+            budgets=policy.budgets,
         )
         return make_plan(view)
 
@@ -123,6 +134,8 @@ class Engine:
         self._monitor.launched(step)
         self._advance(plan)
         self._last_family = plan.family
+        if plan.pieces:
+            self._last_prompts = plan.family
         if plan.decode:
             self._policy.token_ratio.decay()
         return Step(plan, handle)
@@ -146,6 +159,25 @@ class Engine:
         if answers:
             self._port.send(answers)
 
+    def _ordered(self) -> Iterable[Request]:
+        """The queue in the order in which it is tried; as it came when nobody can be admitted."""
+        roster, policy = self._roster, self._policy
+        waiting = roster.waiting.values()
+        if not waiting or not (roster.kv.free_slots or policy.preemption):
+            return waiting
+        return policy.order(
+            Queue(
+                waiting=waiting,
+                count=len(waiting),
+                running=roster.running.values(),
+                peek=self._peek,
+                page_size=roster.kv.page_size,
+                seed=policy.order_seed,
+                step=self._step,
+                max_passed_over=policy.budgets.max_passed_over,
+            )
+        )
+
     def _peek(self, request: Request) -> Hit:
         return self._roster.kv.peek(request.tokens(0, request.match_end), request.namespace)
 
@@ -166,9 +198,16 @@ class Engine:
         for request in plan.retract:
             self._roster.requeue(request)
             request.waits.change(Reason.RETRACTED, self._now_ns)
+        for request in plan.preempt:
+            self._roster.requeue(request)
+            request.preemptions += 1
+            request.waits.change(Reason.PREEMPTED, self._now_ns)
+        self._monitor.counters.preemptions += len(plan.preempt)
+        self._monitor.counters.retractions += len(plan.retract) + len(plan.preempt)
         if plan.retract:
-            self._monitor.counters.retractions += len(plan.retract)
             self._policy.token_ratio.retracted(self._roster.running.values())
+        for request, times in plan.passed:
+            request.passed_over += times
         for request in plan.admit:
             self._roster.admit(request)
             self._builder.bind(request)
@@ -187,7 +226,7 @@ class Engine:
         for request in plan.drain:
             held_back(request, Reason.DRAINING, self._now_ns)
         for request in [*self._held.values(), *self._control.fresh]:
-            if request.number not in held and request not in plan.retract:
+            if request.number not in held and request not in plan.retract and request not in plan.preempt:
                 free = Reason.QUEUED_BEHIND if request.lease is None else Reason.RUNNING
                 held_back(request, free, self._now_ns)
         self._held = held
@@ -199,7 +238,7 @@ class Engine:
         for request in plan.decode:
             lease = request.lease
             if lease is not None and request.computed >= lease.capacity:
-                kv.publish(lease, request.tokens(lease.shared * kv.page_size, request.known))
+                kv.publish(lease, request.tokens(lease.published * kv.page_size, request.known))
                 kv.grow(lease, request.computed + 1)
         for request, start, length, _ in plan.pieces:
             if request.lease is not None:
@@ -222,4 +261,4 @@ class Engine:
                 request.next_score += length
             lease = request.lease
             if lease is not None:
-                kv.publish(lease, request.tokens(lease.shared * kv.page_size, request.known))
+                kv.publish(lease, request.tokens(lease.published * kv.page_size, request.known))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scheduler.commands import Generate, Rejected
+from scheduler.priority import Direction
 
 MAX_RETRY_S = 120.0
 
@@ -19,6 +20,9 @@ class Limits:
     """Tokens for which the whole pool has pages."""
     vocab_size: int
     max_queued: int
+    max_queued_tokens: int = 2**31 - 1
+    """Prompt tokens; a prompt beyond it may still wait alone."""
+    priority: Direction = "off"
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,6 +32,16 @@ class Load:
     num_queued: int
     drained_per_s: float
     """Requests that ended lately, per second; 0 when unknown."""
+    queued_tokens: int = 0
+    """Prompt tokens that wait."""
+
+    @property
+    def retry_after_s(self) -> float:
+        """When the queue of now will have drained, in whole seconds, within bounds."""
+        if not self.num_queued:
+            return 1.0
+        expected = self.num_queued / self.drained_per_s if self.drained_per_s > 0 else MAX_RETRY_S
+        return float(math.ceil(min(max(expected, 1.0), MAX_RETRY_S)))
 
 
 Gate = Callable[[Generate, Limits, Load], Rejected | None]
@@ -68,12 +82,17 @@ def within_pool(command: Generate, limits: Limits, load: Load) -> Rejected | Non
 
 def queue_open(command: Generate, limits: Limits, load: Load) -> Rejected | None:
     """The queue must have room."""
-    if load.num_queued < limits.max_queued:
+    requests, tokens = excess(command, limits, load)
+    if requests <= 0 and tokens <= 0:
         return None
-    expected = load.num_queued / load.drained_per_s if load.drained_per_s > 0 else MAX_RETRY_S
-    retry_after_s = float(math.ceil(min(max(expected, 1.0), MAX_RETRY_S)))
-    message = f"The queue is full: {load.num_queued} requests wait."
-    return _reject(command, 503, "queue_full", message, None, retry_after_s)
+    message = f"The queue is full: {load.num_queued} requests with {load.queued_tokens} prompt tokens wait."
+    return _reject(command, 503, "queue_full", message, None, load.retry_after_s)
+
+
+def excess(command: Generate, limits: Limits, load: Load) -> tuple[int, int]:
+    """Requests and prompt tokens that the queue would hold beyond its limits; zero or less fits."""
+    tokens = load.queued_tokens + len(command.prompt) - limits.max_queued_tokens
+    return load.num_queued + 1 - limits.max_queued, min(tokens, load.queued_tokens)
 
 
 GATES: tuple[Gate, ...] = (known_tokens, within_context, within_pool, queue_open)

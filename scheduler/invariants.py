@@ -10,7 +10,7 @@ def check(roster: Roster) -> None:
     for request in roster.running.values():
         lease = request.lease
         assert lease is not None, "a running request has no lease"
-        assert lease.shared * page_size <= request.known <= request.computed, "a page was published unwritten"
+        assert lease.published * page_size <= request.known <= request.computed, "a page was published unwritten"
         assert request.computed <= lease.capacity, "a request computed beyond its pages"
         assert 0 <= request.inflight <= request.unread, "tokens in flight were counted wrongly"
         assert request.finish is None or request.unread, "an ended request with nothing in flight still runs"

@@ -1,10 +1,10 @@
 """The only owner of KV pages and request slots.
 
-Every page is free, in the prefix tree, or owned by exactly one lease. A lease holds, in order,
-pages of the tree (``shared`` of them, locked) and pages of its own:
+Every page is free, in the prefix cache, or owned by exactly one lease. A lease holds, in order,
+pages of the cache (``shared`` of them, locked) and pages of its own:
 
-    |-- shared: in the tree --|-- its own --|
-    0             shared * page size    capacity
+    |-- shared: in the cache --|-- its own --|
+    0              shared * page size    capacity
 
 Page groups: ``Lease.pages``, ``available`` and the page tables are tuples by group; there is one.
 """
@@ -16,10 +16,9 @@ import numpy as np
 
 from model.interface import Int32, PageId, SlotId
 from scheduler.page_allocator import PageAllocator
-from scheduler.radix_cache import Hit, Node, RadixCache
+from scheduler.prefix_cache import PrefixCache
+from scheduler.radix_cache import Hit, Node
 from scheduler.slots import Slots
-
-NO_HIT = Hit(0, 0)
 
 
 @dataclass(slots=True, eq=False)
@@ -29,32 +28,37 @@ class Lease:
     slot: SlotId
     namespace: bytes
     node: Node
-    """Where its lock on the tree ends."""
+    """Where its lock on the cache ends."""
     shared: int
-    """Leading pages that belong to the tree."""
+    """Leading pages that belong to the cache."""
     pages: tuple[list[PageId], ...]
     """By page group."""
     capacity: int
     """Tokens for which it has pages."""
+    priority: int = 0
+    """Of its request; what it uses is kept as long as that is worth (``cache.eviction: priority``)."""
+    published: int = 0
+    """Leading pages that the cache has been offered: those it shares, or those that it would not take."""
 
 
 class KVCache:
     """Pages, slots, and the page table of every slot.
 
     Keys are token ids (int32) from position 0; ``publish`` and ``close`` take only those that follow the pages
-    the lease already shares.
+    the lease has already published.
     """
 
-    def __init__(self, pages: PageAllocator, slots: Slots, page_size: int, pages_per_row: int, reuse: bool) -> None:
+    def __init__(
+        self, pages: PageAllocator, slots: Slots, cache: PrefixCache, page_size: int, pages_per_row: int
+    ) -> None:
         self.page_size = page_size
-        self.reuse = reuse
         self.tables: tuple[Int32, ...] = (np.zeros((slots.num_slots + 1, pages_per_row), np.int32),)
         """By page group, int32[slots + 1, pages_per_row]: always the pages of the slot's lease, then zeros."""
         self.evicted = 0
         """Pages evicted since the start."""
         self._pages = pages
         self._slots = slots
-        self._tree = RadixCache(page_size)
+        self._cache = cache
         self._leases: dict[SlotId, Lease] = {}
 
     @property
@@ -74,26 +78,24 @@ class KVCache:
 
     @property
     def cached(self) -> int:
-        """Pages in the prefix tree."""
-        return self._tree.cached
+        """Pages in the prefix cache."""
+        return self._cache.cached
 
     def available(self) -> tuple[int, ...]:
         """Pages that could be had now, by group: free, or evictable."""
-        return (len(self._pages) + self._tree.evictable,)
+        return (len(self._pages) + self._cache.evictable,)
 
     def peek(self, tokens: Int32, namespace: bytes) -> Hit:
         """What of ``tokens`` is cached. Changes nothing."""
-        return self._tree.peek(tokens.tobytes(), namespace) if self.reuse else NO_HIT
+        return self._cache.peek(tokens.tobytes(), namespace)
 
-    def open(self, tokens: Int32, namespace: bytes) -> Lease:
+    def open(self, tokens: Int32, namespace: bytes, priority: int = 0) -> Lease:
         """Take a slot and lock the longest cached prefix of ``tokens``."""
-        node, pages = self._tree.root, []
-        if self.reuse:
-            node, pages = self._tree.match(tokens.tobytes(), namespace)
-            self._tree.lock(node)
-        slot = self._slots.take()
-        self.tables[0][slot, : len(pages)] = pages
-        lease = Lease(slot, namespace, node, len(pages), (pages,), len(pages) * self.page_size)
+        node, pages = self._cache.match(tokens.tobytes(), namespace, priority)
+        self._cache.lock(node)
+        slot, shared = self._slots.take(), len(pages)
+        self.tables[0][slot, :shared] = pages
+        lease = Lease(slot, namespace, node, shared, (pages,), shared * self.page_size, priority, shared)
         self._leases[slot] = lease
         return lease
 
@@ -105,7 +107,7 @@ class KVCache:
             return
         short = count - len(self._pages)
         if short > 0:
-            freed = self._tree.evict(short)
+            freed = self._cache.evict(short)
             self.evicted += len(freed)
             self._pages.give(freed)
         fresh = self._pages.take(count)
@@ -114,31 +116,33 @@ class KVCache:
         lease.capacity = len(pages) * self.page_size
 
     def publish(self, lease: Lease, tail: Int32) -> None:
-        """Give the tree the full pages of ``tail``, whose KV has been launched, while the request runs.
+        """Offer the cache the full pages of ``tail``, whose KV has been launched, while the request runs.
 
-        Where the tree already has a page the lease takes the tree's and frees its own: the device works in order,
-        so whoever gets the freed page writes after the steps that read it.
+        Where the cache already has a page the lease takes the cache's and frees its own: the device works in order,
+        so whoever gets the freed page writes after the steps that read it. What the cache does not take stays the
+        lease's own.
         """
         full = len(tail) // self.page_size
-        if not (self.reuse and full):
+        if not full:
             return
-        old, pages = lease.shared, lease.pages[0]
+        old, pages = lease.published, lease.pages[0]
         own = pages[old : old + full]
         key = tail[: full * self.page_size].tobytes()
-        node, present = self._tree.extend(lease.node, key, own, lease.namespace)
-        self._tree.lock(node)
-        self._tree.unlock(lease.node)
-        lease.node, lease.shared = node, old + full
-        if own != present:
-            self._pages.give(mine for mine, theirs in zip(own, present, strict=True) if mine != theirs)
-            pages[old : old + full] = present
-            self.tables[0][lease.slot, old : old + full] = present
+        node, taken = self._cache.extend(lease.node, key, own, lease.namespace, lease.priority)
+        self._cache.lock(node)
+        self._cache.unlock(lease.node)
+        lease.node, lease.shared, lease.published = node, lease.shared + len(taken), old + full
+        given = own[: len(taken)]
+        if given != taken:
+            self._pages.give(mine for mine, theirs in zip(given, taken, strict=True) if mine != theirs)
+            pages[old : old + len(taken)] = taken
+            self.tables[0][lease.slot, old : old + len(taken)] = taken
 
     def close(self, lease: Lease, tail: Int32) -> None:
         """Publish what is full of ``tail``, free the rest and the slot. The lease must not be used again."""
         self.publish(lease, tail)
         pages = lease.pages[0]
-        self._tree.unlock(lease.node)
+        self._cache.unlock(lease.node)
         self._pages.give(pages[lease.shared :])
         self.tables[0][lease.slot, : len(pages)] = 0
         del self._leases[lease.slot]
@@ -146,28 +150,30 @@ class KVCache:
 
     def reclaimable(self, lease: Lease) -> int:
         """Pages that closing the lease would certainly make available. Changes nothing."""
-        return len(lease.pages[0]) - lease.shared + self._tree.reclaimable(lease.node)
+        return len(lease.pages[0]) - lease.shared + self._cache.reclaimable(lease.node)
 
     def flush(self) -> int:
         """Evict everything that is not locked; returns how many pages that was."""
-        freed = self._tree.evict(self._tree.evictable)
+        freed = self._cache.evict(self._cache.evictable)
         self.evicted += len(freed)
         self._pages.give(freed)
         return len(freed)
 
     def check(self) -> None:
         """Assert that every page and slot has one owner, and that counters, locks and tables say what is so."""
-        nodes = list(self._tree.nodes())
+        nodes = list(self._cache.nodes())
         own = list(self._pages.pages()) + [page for node in nodes for page in node.pages]
         for lease in self._leases.values():
             own += lease.pages[0][lease.shared :]
         assert sorted(own) == list(range(1, self.num_pages + 1)), "a page is lost or has two owners"
         held = sorted([*self._slots.slots(), *self._leases])
         assert held == list(range(1, self._slots.num_slots + 1)), "a slot is lost or has two owners"
-        assert self._tree.cached == sum(len(node.pages) for node in nodes), "the count of cached pages is wrong"
+        loose = [node for node in nodes if node.refs == 0 and not node.children]
+        assert self._cache.queued == len(loose), "a prefix waits for eviction that may not, or one that may does not"
+        assert self._cache.cached == sum(len(node.pages) for node in nodes), "the count of cached pages is wrong"
         evictable = sum(len(node.pages) for node in nodes if node.refs == 0)
-        assert self._tree.evictable == evictable, "the count of evictable pages is wrong"
-        assert self._tree.num_nodes == len(nodes), "the count of nodes is wrong"
+        assert self._cache.evictable == evictable, "the count of evictable pages is wrong"
+        assert self._cache.num_nodes == len(nodes), "the count of nodes is wrong"
         self._check_leases(nodes)
 
     def _check_leases(self, nodes: list[Node]) -> None:
@@ -179,8 +185,9 @@ class KVCache:
                 locks[node.number] += 1
                 path[:0] = node.pages
                 node = node.parent
-            assert node is self._tree.root, "a lease ends at a node that has left the tree"
-            assert path == lease.pages[0][: lease.shared], "a lease and the tree disagree about shared pages"
+            assert node is self._cache.root, "a lease ends at a node that has left the cache"
+            assert path == lease.pages[0][: lease.shared], "a lease and the cache disagree about shared pages"
+            assert lease.shared <= lease.published <= len(lease.pages[0]), "a lease has published what it has not"
             assert lease.capacity == len(lease.pages[0]) * self.page_size, "a lease's capacity is wrong"
             table[lease.slot, : len(lease.pages[0])] = lease.pages[0]
         assert all(node.refs == locks[node.number] for node in nodes), "a lock was lost or forgotten"

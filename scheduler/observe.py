@@ -51,6 +51,10 @@ class Counters:
     finished: int = 0
     aborted: int = 0
     rejected: int = 0
+    preemptions: int = 0
+    displaced: int = 0
+    waiting_timeouts: int = 0
+    running_timeouts: int = 0
 
 
 class Rate:
@@ -164,4 +168,8 @@ class Monitor:
             finished=counters.finished,
             aborted=counters.aborted,
             rejected=counters.rejected,
+            preemptions=counters.preemptions,
+            displaced=counters.displaced,
+            waiting_timeouts=counters.waiting_timeouts,
+            running_timeouts=counters.running_timeouts,
         )

@@ -3,21 +3,21 @@
 A key is the token ids of whole pages as the bytes of an int32 array, so that comparing an edge is
 one memory comparison. Locks count from the node to the root, hence a node is locked at least as
 often as its children, and what is unlocked can be evicted leaf by leaf. Matching and inserting
-cost as much as the key is long; nothing looks at nodes off the path.
+cost as much as the key is long; nothing looks at nodes off the path. The unlocked leaves stand in a
+queue in the order of a policy (``scheduler.eviction``). All pages of a node have been used by the same
+requests, so that what a policy looks at is the same for each of them.
 
 The interface follows the prefix tree of SGLang (RadixAttention, arXiv:2312.07104).
 """
 
-import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from model.interface import PageId
+from scheduler.eviction import EvictionQueue, Policy, lru
 
 _TOKEN_BYTES = 4
-_SLACK = 64
-"""Stale entries that the eviction heap may hold beyond twice the number of nodes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -31,10 +31,19 @@ class Node:
     parent: "Node | None"
     """None for the root and for nodes that have left the tree."""
     number: int
-    """Order of creation; breaks ties among equally old leaves."""
+    """Order of creation; breaks ties among equals."""
+    born: int
+    """Tick at which the request that computed it first added to the tree."""
     tick: int
+    """Of the last use."""
+    uses: int
+    """Requests that have used it, the one that computed it included."""
+    priority: int
+    """The highest of those requests."""
     refs: int
     children: dict[bytes, "Node"]
+    place: int | None = None
+    """Where it stands in the eviction queue."""
 
 
 class Hit(NamedTuple):
@@ -55,12 +64,12 @@ class Match(NamedTuple):
 class RadixCache:
     """The tree. It knows which pages it holds; who frees what leaves it is the caller's business."""
 
-    def __init__(self, page_size: int) -> None:
+    def __init__(self, page_size: int, policy: Policy = lru) -> None:
         self._page_bytes = page_size * _TOKEN_BYTES
         self._clock = 0
         self._created = 0
-        self._root = Node(b"", b"", [], None, 0, 0, 0, {})
-        self._oldest: list[tuple[int, int, Node]] = []
+        self._root = empty_prefix()
+        self._loose: EvictionQueue[Node] = EvictionQueue(policy)
         self.num_nodes = 0
         self.cached = 0
         """Pages in the tree."""
@@ -74,41 +83,42 @@ class RadixCache:
 
     @property
     def queued(self) -> int:
-        """Entries of the eviction queue, stale ones included: bounded by the number of nodes."""
-        return len(self._oldest)
+        """Nodes in the eviction queue: exactly the unlocked leaves."""
+        return len(self._loose)
 
     def peek(self, key: bytes, namespace: bytes) -> Hit:
-        """Say what of ``key`` is cached; changes nothing, not even ages."""
+        """Say what of ``key`` is cached; changes nothing, not even ages or counts of use."""
         path = self._descend(self._root, key, namespace)
         return Hit(sum(count for _, count in path), sum(count for node, count in path if node.refs == 0))
 
-    def match(self, key: bytes, namespace: bytes) -> Match:
-        """Find the longest cached prefix of ``key`` and make it the youngest; splits an edge to end a node there."""
-        return self._follow(self._descend(self._root, key, namespace), self._root)
+    def match(self, key: bytes, namespace: bytes, priority: int = 0) -> Match:
+        """Find the longest cached prefix of ``key`` for a request, which uses it; splits an edge to end there."""
+        return self._follow(self._descend(self._root, key, namespace), self._root, priority)
 
-    def extend(self, node: Node, key: bytes, pages: list[PageId], namespace: bytes) -> Match:
-        """Make ``key`` a prefix below ``node``.
+    def extend(self, node: Node, key: bytes, pages: list[PageId], namespace: bytes, priority: int = 0) -> Match:
+        """Make ``key`` a prefix below ``node`` for the request that matched as far as there and has it locked.
 
         Where the tree already has a page it keeps its own. Returns the node at the end of the key and the tree's
         pages along it; those of ``pages`` that are not among them still belong to the caller.
         """
         path = self._descend(node, key, namespace)
-        end, present = self._follow(path, node)
+        end, present = self._follow(path, node, priority)
+        self._touch(node)
         rest = pages[len(present) :]
         if not rest:
             return Match(end, present)
         tail = key[len(present) * self._page_bytes :]
-        if end is node and node.refs == 1 and not node.children and node is not self._root:
-            node.key += tail  # Only the caller's lease ends here, so the edge may grow under it.
-            node.pages += rest
-            node.tick = self._clock
-        else:
-            link = tail[: self._page_bytes]
-            end = self._add(namespace + link if end is self._root else link, tail, rest, end)
         self.cached += len(rest)
-        if end.refs == 0:
-            self.evictable += len(rest)
-            self._offer(end)
+        if end is node and node.uses == 1 and node.refs == 1 and not node.children:
+            node.key += tail  # Only the request that made the edge has used it, so it may grow under its lock.
+            node.pages += rest
+            return Match(end, present + rest)
+        link = tail[: self._page_bytes]
+        self._loose.drop(end)
+        end = self._add(namespace + link if end is self._root else link, tail, rest, end)
+        end.uses, end.priority = 1, priority
+        self.evictable += len(rest)
+        self._loose.put(end)
         return Match(end, present + rest)
 
     def lock(self, node: Node) -> None:
@@ -116,6 +126,7 @@ class RadixCache:
         while node.parent is not None:
             if node.refs == 0:
                 self.evictable -= len(node.pages)
+                self._loose.drop(node)
             node.refs += 1
             node = node.parent
 
@@ -126,7 +137,8 @@ class RadixCache:
             node.refs -= 1
             if node.refs == 0:
                 self.evictable += len(node.pages)
-                self._offer(node)
+                if not node.children:
+                    self._loose.put(node)
             node = node.parent
 
     def reclaimable(self, node: Node) -> int:
@@ -138,13 +150,13 @@ class RadixCache:
         return count
 
     def evict(self, count: int) -> list[PageId]:
-        """Drop up to ``count`` unlocked pages, oldest leaf first, from the end of its key. The caller owns them."""
+        """Drop up to ``count`` unlocked pages, leaves as the policy says, from the ends of their keys.
+
+        The caller owns them.
+        """
         freed: list[PageId] = []
-        while len(freed) < count and self._oldest:
-            tick, _, node = self._oldest[0]
-            if not _evictable_leaf(node) or node.tick != tick:
-                heapq.heappop(self._oldest)
-                continue
+        while len(freed) < count and len(self._loose):
+            node = self._loose.first()
             keep = max(len(node.pages) - (count - len(freed)), 0)
             freed += node.pages[keep:]
             self._trim(node, keep)
@@ -189,25 +201,34 @@ class RadixCache:
                 high = middle
         return low
 
-    def _follow(self, path: list[tuple[Node, int]], start: Node) -> Match:
-        """Walk ``path`` from ``start``: split what is partial, make every node the youngest, gather the pages."""
+    def _follow(self, path: list[tuple[Node, int]], start: Node, priority: int) -> Match:
+        """Walk ``path`` from ``start`` for a request: split what is partial, note the use, gather the pages."""
         self._clock += 1
         end = start
         pages: list[PageId] = []
         for node, count in path:
             end = node if count == len(node.pages) else self._split(node, count)
             end.tick = self._clock
+            end.uses += 1
+            end.priority = max(end.priority, priority)
             pages += end.pages
-        if path:
-            self._offer(end)
+        if end.place is not None:
+            self._loose.put(end)
         return Match(end, pages)
+
+    def _touch(self, node: Node) -> None:
+        """Note that the whole prefix that ends at ``node`` is in use."""
+        while node.parent is not None:
+            node.tick = self._clock
+            node = node.parent
 
     def _split(self, node: Node, count: int) -> Node:
         """Give the first ``count`` pages of ``node`` to a new parent; leases that end at ``node`` still do."""
         parent, at = node.parent, count * self._page_bytes
         assert parent is not None, "the root has no edge to split"
         upper = self._add(node.link, node.key[:at], node.pages[:count], parent)
-        upper.refs, upper.tick = node.refs, node.tick
+        upper.refs, upper.born, upper.tick = node.refs, node.born, node.tick
+        upper.uses, upper.priority = node.uses, node.priority
         node.link, node.key, node.pages, node.parent = (
             node.key[at : at + self._page_bytes],
             node.key[at:],
@@ -219,7 +240,7 @@ class RadixCache:
 
     def _add(self, link: bytes, key: bytes, pages: list[PageId], parent: Node) -> Node:
         self._created += 1
-        node = Node(link, key, pages, parent, self._created, self._clock, 0, {})
+        node = Node(link, key, pages, parent, self._created, self._clock, self._clock, 0, 0, 0, {})
         parent.children[link] = node
         self.num_nodes += 1
         return node
@@ -238,18 +259,11 @@ class RadixCache:
         del parent.children[node.link]
         node.parent = None
         self.num_nodes -= 1
-        self._offer(parent)
-
-    def _offer(self, node: Node) -> None:
-        """Queue ``node`` for eviction if it may be evicted; entries that no longer hold are skipped when met."""
-        if not _evictable_leaf(node):
-            return
-        heapq.heappush(self._oldest, (node.tick, node.number, node))
-        if len(self._oldest) > 2 * self.num_nodes + _SLACK:
-            valid = {number: (tick, number, n) for tick, number, n in self._oldest if n.tick == tick}
-            self._oldest = [entry for entry in valid.values() if _evictable_leaf(entry[2])]
-            heapq.heapify(self._oldest)
+        self._loose.drop(node)
+        if parent.refs == 0 and not parent.children and parent.parent is not None:
+            self._loose.put(parent)
 
 
-def _evictable_leaf(node: Node) -> bool:
-    return node.refs == 0 and not node.children and node.parent is not None
+def empty_prefix() -> Node:
+    """The root of a tree: no key, no pages, no parent."""
+    return Node(b"", b"", [], None, 0, 0, 0, 0, 0, 0, {})

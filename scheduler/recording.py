@@ -28,7 +28,7 @@ from scheduler.tick import Tick
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 MAX_FRAME_BYTES = 2**30
 
 
@@ -139,10 +139,19 @@ class Recorder:
             stop_token_ids=tuple(self._hidden(params.stop_token_ids)),
             logit_bias=tuple((token, value) for token, (_, value) in bias),
         )
-        extra_key = command.extra_key
-        if extra_key is not None and self._key is not None:
-            extra_key = hashlib.blake2b(extra_key.encode(errors="surrogatepass"), key=self._key).hexdigest()
-        return structs.replace(command, prompt=self._hidden(command.prompt), params=hidden, extra_key=extra_key)
+        return structs.replace(
+            command,
+            prompt=self._hidden(command.prompt),
+            params=hidden,
+            extra_key=self._hidden_text(command.extra_key),
+            cache_salt=self._hidden_text(command.cache_salt),
+            routing_key=self._hidden_text(command.routing_key),
+        )
+
+    def _hidden_text(self, text: str | None) -> str | None:
+        if text is None or self._key is None:
+            return text
+        return hashlib.blake2b(text.encode(errors="surrogatepass"), key=self._key).hexdigest()
 
 
 def open_recorder(observe: Observe, shapes: Shapes, settings: Settings) -> Recorder | None:

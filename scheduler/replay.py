@@ -1,7 +1,12 @@
-"""Feeds a recording back and sees to it that every plan comes out the same, byte for byte."""
+"""Feeds a recording back, sees to it that every plan comes out the same, byte for byte, and measures the run.
+
+``arrivals`` takes the requests out of it, for a run on another clock.
+"""
 
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -9,12 +14,15 @@ import numpy as np
 
 from model.interface import MAX_TOP_LOGPROBS, Int32, Shapes, StepInput, StepOutput
 from scheduler.assembly import assemble
+from scheduler.commands import Finished, FinishReason, Generate, GetState, Shutdown, Stop
+from scheduler.figures import Meter
 from scheduler.loop import run
 from scheduler.observe import Event
 from scheduler.planner import Plan
 from scheduler.port import Answer
-from scheduler.recording import Frame, Header, Planned, Tokens, Turn, read_frames
+from scheduler.recording import Header, Planned, Tokens, Turn, read_frames
 from scheduler.tick import Tick
+from scheduler.trace import Arrival
 
 
 class ReplayError(Exception):
@@ -25,31 +33,73 @@ class _RecordingEnded(Exception):
     """There is no further turn."""
 
 
-class _Frames:
-    """The frames of one kind after another, each kind read on its own."""
+@dataclass(slots=True, frozen=True)
+class Recording:
+    """The frames of a recording, each kind in its order."""
 
-    def __init__(self, frames: list[Frame]) -> None:
-        self.ticks = deque(frame.tick for frame in frames if isinstance(frame, Turn))
-        self.plans = deque(frame.plan for frame in frames if isinstance(frame, Planned))
-        self.tokens = deque(frame.tokens for frame in frames if isinstance(frame, Tokens))
+    header: Header
+    ticks: tuple[Tick, ...]
+    plans: tuple[bytes, ...]
+    tokens: tuple[list[int], ...]
+
+
+@dataclass(slots=True, frozen=True)
+class Replayed:
+    """What a replay came to."""
+
+    compared: int
+    """Plans that were the same."""
+    meter: Meter
+    stopped: dict[str, int]
+    """Output tokens of the requests that ended by themselves before their limit."""
 
 
 class _ReplayPort:
-    """A port whose turns come from the recording and whose answers go nowhere."""
+    """A port whose turns come from the recording and whose answers are only counted.
 
-    def __init__(self, ticks: deque[Tick]) -> None:
+    A turn ended where the next began; of the last turn before the engine rested only its beginning is known, and it is
+    taken to have been as long as the one before.
+    """
+
+    def __init__(self, ticks: deque[Tick], meter: Meter) -> None:
+        self.stopped: dict[str, int] = {}
         self._ticks = ticks
+        self._meter = meter
+        self._last_ns = 0
+        self._length_ns = 0
 
     def poll(self) -> Tick:
+        tick = self._take()
+        if self._last_ns:
+            self._length_ns = tick.now_ns - self._last_ns
+        return self._begin(tick, tick.now_ns)
+
+    def wait(self) -> Tick:
+        tick = self._take()
+        return self._begin(tick, min(tick.now_ns, self._last_ns + self._length_ns))
+
+    def send(self, answers: list[Answer]) -> None:
+        self._meter.sent(answers)
+        for _, answer in answers:
+            if isinstance(answer, Finished) and answer.reason is FinishReason.STOP:
+                self.stopped[answer.rid] = max(answer.output_tokens, 1)
+
+    def end(self) -> None:
+        """There is no further turn."""
+        self._meter.end(self._last_ns + self._length_ns)
+
+    def _take(self) -> Tick:
         if not self._ticks:
             raise _RecordingEnded
         return self._ticks.popleft()
 
-    def wait(self) -> Tick:
-        return self.poll()
-
-    def send(self, answers: list[Answer]) -> None:
-        del answers
+    def _begin(self, tick: Tick, ended_ns: int) -> Tick:
+        self._meter.turn(ended_ns, tick.now_ns)
+        self._last_ns = tick.now_ns
+        for _, command in tick.commands:
+            if isinstance(command, Generate):
+                self._meter.arrived(command.rid, tick.now_ns)
+        return tick
 
 
 class _ReplayHandle:
@@ -76,15 +126,17 @@ class _ReplayHandle:
 class _ReplayRunner:
     """A runner without a model."""
 
-    def __init__(self, shapes: Shapes, tokens: deque[list[int]]) -> None:
+    def __init__(self, shapes: Shapes, tokens: deque[list[int]], meter: Meter) -> None:
         self._shapes = shapes
         self._tokens = tokens
+        self._meter = meter
 
     @property
     def shapes(self) -> Shapes:
         return self._shapes
 
     def launch(self, step: StepInput) -> _ReplayHandle:
+        self._meter.launched(step)
         return _ReplayHandle(step, self._tokens)
 
     def compiled_late(self) -> int:
@@ -108,11 +160,11 @@ class _Comparer:
         self.compared += 1
 
 
-def replay(path: Path) -> int:
-    """Replay a recording; returns how many plans were the same.
+def open_recording(path: Path) -> Recording:
+    """Read a recording.
 
     Raises:
-        ReplayError: a plan differs, or the file holds no recording.
+        ReplayError: the file holds none.
     """
     try:
         frames = list(read_frames(path))
@@ -121,10 +173,51 @@ def replay(path: Path) -> int:
     header = frames[0] if frames else None
     if not isinstance(header, Header):
         raise ReplayError(f"{path} does not begin like a recording")
-    left = _Frames(frames)
-    comparer = _Comparer(left.plans)
-    runner = _ReplayRunner(header.shapes, left.tokens)
-    engine = assemble(_ReplayPort(left.ticks), runner, header.settings, (comparer,))
+    return Recording(
+        header,
+        tuple(frame.tick for frame in frames if isinstance(frame, Turn)),
+        tuple(frame.plan for frame in frames if isinstance(frame, Planned)),
+        tuple(frame.tokens for frame in frames if isinstance(frame, Tokens)),
+    )
+
+
+def play(recording: Recording) -> Replayed:
+    """Run a recording again, its commands in their recorded turns.
+
+    Raises:
+        ReplayError: a plan differs.
+    """
+    meter, settings = Meter(), recording.header.settings
+    comparer = _Comparer(deque(recording.plans))
+    port = _ReplayPort(deque(recording.ticks), meter)
+    runner = _ReplayRunner(recording.header.shapes, deque(recording.tokens), meter)
     with suppress(_RecordingEnded):
-        run(engine, header.settings.depth)
-    return comparer.compared
+        run(assemble(port, runner, settings, (comparer, meter)), settings.depth)
+    port.end()
+    return Replayed(comparer.compared, meter, port.stopped)
+
+
+def replay(path: Path) -> int:
+    """Replay a recording; returns how many plans were the same.
+
+    Raises:
+        ReplayError: a plan differs, or the file holds no recording.
+    """
+    return play(open_recording(path)).compared
+
+
+def arrivals(recording: Recording) -> Iterator[Arrival]:
+    """What the clients did, by the time of the turn that read it; requests end with as many tokens as they did.
+
+    Raises:
+        ReplayError: see ``play``.
+    """
+    stopped = play(recording).stopped
+    first_ns = next((tick.now_ns for tick in recording.ticks if tick.commands), 0)
+    for tick in recording.ticks:
+        for _, command in tick.commands:
+            # what was stopped by its text ends by length of its own; states and the end are no load
+            if isinstance(command, Stop | GetState | Shutdown):
+                continue
+            length = stopped.get(command.rid) if isinstance(command, Generate) else None
+            yield Arrival(tick.now_ns - first_ns, command, length)

@@ -7,7 +7,7 @@ import numpy as np
 
 from model.interface import Int32
 from scheduler.channel import Origin
-from scheduler.commands import FinishReason, Reason, SamplingParams, TokenLogprobs
+from scheduler.commands import AbortCause, FinishReason, Reason, SamplingParams, TokenLogprobs
 from scheduler.kv_cache import Lease
 
 
@@ -17,6 +17,7 @@ class Finish(NamedTuple):
     reason: FinishReason
     matched: int | str | None
     num_tokens: int
+    cause: AbortCause = AbortCause.ASKED
 
 
 class Waits:
@@ -62,6 +63,8 @@ class Request:
     """With its seed drawn."""
     stream: bool
     namespace: bytes
+    routing_key: str | None = None
+    """Requests with the same one are admitted together by ``order: routing-key``."""
     max_new: int
     """``max_new_tokens``, cut to what context and pool allow."""
     stop_ids: frozenset[int]
@@ -69,6 +72,8 @@ class Request:
     """Sampled tokens that may be unread when another row of it is planned."""
     arrived_ns: int
     waits: Waits
+    urgency: int = 0
+    """Larger is more urgent (``scheduler.priority``)."""
 
     prompt_len: int = 0
     goal: int = 0
@@ -100,6 +105,11 @@ class Request:
     """Whether a delta has gone out."""
     cached_tokens: int = 0
     retractions: int = 0
+    """Times that it went back to the queue, for whatever reason."""
+    passed_over: int = 0
+    """Requests that were admitted in its stead while it waited."""
+    preemptions: int = 0
+    """Times that it gave way to a more urgent request."""
     admitted_ns: int = 0
     first_token_ns: int = 0
 

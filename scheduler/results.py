@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from model.interface import Family, Shapes, StepHandle, StepOutput
 from scheduler.batch_builder import first_piece_row
-from scheduler.commands import Delta, Finished, FinishReason, Reason, RequestTimes, TokenLogprobs
+from scheduler.commands import Delta, Finished, FinishReason, Reason, Rejected, RequestTimes, TokenLogprobs
 from scheduler.observe import Monitor
 from scheduler.planner import Piece, Plan
 from scheduler.port import Answer
@@ -57,7 +57,15 @@ class Results:
         self._monitor.produced(now_ns)
         return answers
 
-    def end(self, request: Request, finish: Finish, now_ns: int) -> Answer:
+    def drop(self, request: Request, rejected: Rejected, now_ns: int) -> Answer:
+        """Make the one terminal answer of a request that waits and has never run."""
+        request.finish = Finish(FinishReason.ABORT, None, 0)
+        request.waits.settle(now_ns)
+        self._roster.answered(request)
+        self._monitor.counters.rejected += 1
+        return request.origin, rejected
+
+    def end(self, request: Request, finish: Finish, now_ns: int, retry_after_s: float | None = None) -> Answer:
         """Make the one terminal answer; slot and pages go once nothing of it is in flight."""
         request.finish = finish
         request.waits.settle(now_ns)
@@ -68,6 +76,8 @@ class Results:
             delta=_delta(request, finish.num_tokens),
             reason=finish.reason,
             matched=finish.matched,
+            cause=finish.cause,
+            retry_after_s=retry_after_s,
             prompt_tokens=request.prompt_len,
             output_tokens=finish.num_tokens,
             cached_tokens=request.cached_tokens,

@@ -10,6 +10,7 @@ flight stays among the running, with slot and pages, until that row is read.
 from collections import OrderedDict
 
 from scheduler.kv_cache import KVCache
+from scheduler.priority import NeverRun
 from scheduler.request import Request
 
 
@@ -23,6 +24,10 @@ class Roster:
         """By number, in order of admission."""
         self.waiting_tokens = 0
         """Prompt tokens that wait."""
+        self.never_run = NeverRun()
+        """Those of the waiting that have not run yet."""
+        self.started: dict[int, Request] = {}
+        """Open requests that have run, in the order in which they first did."""
         self._open: dict[str, Request] = {}
         self._groups: dict[str, dict[str, Request]] = {}
 
@@ -52,14 +57,16 @@ class Roster:
             self._groups.setdefault(request.group, {})[request.rid] = request
         self.waiting[request.number] = request
         self.waiting_tokens += request.prompt_len
+        self.never_run.add(request)
 
     def admit(self, request: Request) -> None:
         """Move a request from the queue to the running, with a lease on what is cached of it."""
-        lease = self.kv.open(request.tokens(0, request.match_end), request.namespace)
+        lease = self.kv.open(request.tokens(0, request.match_end), request.namespace, request.urgency)
         request.lease = lease
         request.computed = lease.shared * self.kv.page_size
         self._unqueue(request)
         self.running[request.number] = request
+        self.started.setdefault(request.number, request)
 
     def requeue(self, request: Request) -> None:
         """Put a running request, nothing of which is in flight, back to the head of the queue."""
@@ -74,13 +81,14 @@ class Roster:
         assert not request.unread, "a request was released with a row in flight"
         lease = request.lease
         assert lease is not None, "a running request has a lease"
-        self.kv.close(lease, request.tokens(lease.shared * self.kv.page_size, request.known))
+        self.kv.close(lease, request.tokens(lease.published * self.kv.page_size, request.known))
         request.lease, request.computed = None, 0
         del self.running[request.number]
 
     def answered(self, request: Request) -> None:
         """A terminal answer was made: it is open no more, and gone as soon as nothing of it is in flight."""
         del self._open[request.rid]
+        self.started.pop(request.number, None)
         if request.group is not None:
             members = self._groups[request.group]
             del members[request.rid]
@@ -94,3 +102,4 @@ class Roster:
     def _unqueue(self, request: Request) -> None:
         del self.waiting[request.number]
         self.waiting_tokens -= request.prompt_len
+        self.never_run.discard(request)

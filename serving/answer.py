@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from scheduler.commands import Finished, FinishReason, Stop, TokenLogprobs
+from scheduler.commands import AbortCause, Finished, FinishReason, Stop, TokenLogprobs
 from serving.detokenizer import Detokenizer
 from serving.stop_strings import StopFinder
 
@@ -25,6 +25,9 @@ class Ending:
     reason: FinishReason
     matched: int | str | None
     retractions: int = 0
+    cause: AbortCause = AbortCause.ASKED
+    """Of an abort."""
+    retry_after_s: float | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,7 +76,7 @@ class Answer:
         self.num_tokens += used
         ending = None
         if finished is not None:
-            ending = Ending(finished.reason, finished.matched, finished.retractions)
+            ending = _ending(finished)
         if matched is not None:
             ending = self._stop_at(matched, finished)
         elif ending is not None:
@@ -106,7 +109,7 @@ class Answer:
     def _stop_at(self, matched: str, finished: Finished | None) -> Ending:
         """End by a stop string; an engine that ended no later has the last word on the reason."""
         if finished is not None and finished.output_tokens <= self.num_tokens:
-            return Ending(finished.reason, finished.matched, finished.retractions)
+            return _ending(finished)
         if finished is None:
             self.stop = Stop(rid=self.rid, num_tokens=self.num_tokens, matched=matched)
         return Ending(FinishReason.STOP, matched, finished.retractions if finished else 0)
@@ -118,3 +121,8 @@ class Answer:
             return rest
         found = self._finder.push(rest)
         return found.text if found.matched is not None else found.text + self._finder.finish()
+
+
+def _ending(finished: Finished) -> Ending:
+    """The engine's own word."""
+    return Ending(finished.reason, finished.matched, finished.retractions, finished.cause, finished.retry_after_s)

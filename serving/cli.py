@@ -21,6 +21,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "config": "show or check a launch file, or print its schema",
         "model": "pull, list or convert models",
         "replay": "run a recording again and compare the plans",
+        "plan": "simulate a trace with the scheduler of the server and the step times of a machine",
     }
 )
 """Sub-command → what it does; each is the module of that name in ``serving.commands``."""

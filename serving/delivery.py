@@ -8,13 +8,13 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from configs.schema import Serving
-from scheduler.commands import FinishReason
-from serving.answer import Answer, Piece, TextDelta
+from scheduler.commands import AbortCause, FinishReason
+from serving.answer import Answer, Ending, Piece, TextDelta
 from serving.engine_client import Call, ClientGone, EngineClient
 from serving.protocol import errors
 from serving.protocol.convert import Work
 from serving.protocol.errors import RequestError
-from serving.protocol.reply import Writer, merge
+from serving.protocol.reply import RUNNING_TIMEOUT, Writer, merge
 from serving.protocol.sse import DONE, KEEP_ALIVE, frame
 from serving.tokenizer import Tokenizer
 
@@ -124,11 +124,13 @@ class Delivery:
             if delta.ending is not None:
                 self._open -= 1
                 if delta.ending.reason is FinishReason.ABORT and self._abort_fails:
-                    raise self._aborted()
+                    raise self._aborted(delta.ending)
             deltas.append(delta)
         return deltas
 
-    def _aborted(self) -> RequestError:
+    def _aborted(self, ending: Ending) -> RequestError:
+        if ending.cause is AbortCause.RUNNING_TIMEOUT:
+            return errors.unavailable("running_timeout", RUNNING_TIMEOUT, ending.retry_after_s or 1)
         if self._client.draining:
             return errors.unavailable("draining", "The service shut down before the request was done.", 5)
         return errors.invalid("The request was aborted.", code="aborted")

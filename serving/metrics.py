@@ -65,6 +65,10 @@ _GAUGES: Final[Mapping[str, str]] = MappingProxyType(
 _TOTALS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
         "retractions": ("num_retracted_requests", "Times that a running request gave its pages back to be recomputed."),
+        "preemptions": ("num_preempted_requests", "Times that a running request gave way to a more urgent one."),
+        "displaced": ("num_displaced_requests", "Requests dropped from a full queue for a more urgent one."),
+        "waiting_timeouts": ("num_waiting_timeouts", "Requests that waited for too long and were refused."),
+        "running_timeouts": ("num_running_timeouts", "Requests that ran for too long and were aborted."),
         "evicted_tokens": ("evicted_tokens", "Tokens that the prefix cache forgot to make room."),
         "late_compiles": ("late_compiles", "Programs compiled on the engine's thread after it was ready."),
         "scheduled_tokens": ("step_tokens", "Tokens computed by steps, without padding."),
@@ -154,6 +158,10 @@ class Metrics:
     def _follow(self, stats: StepStats) -> None:
         values = {
             "retractions": stats.retractions,
+            "preemptions": stats.preemptions,
+            "displaced": stats.displaced,
+            "waiting_timeouts": stats.waiting_timeouts,
+            "running_timeouts": stats.running_timeouts,
             "evicted_tokens": stats.evicted_tokens,
             "late_compiles": stats.late_compiles,
             "scheduled_tokens": stats.scheduled_tokens,

@@ -59,8 +59,15 @@ def generates(draw: st.DrawFn, rid: str, vocab_size: int, pressed: bool) -> Gene
         prompt_logprobs=draw(st.integers(0, 2)) if kind == "score" else None,
         prompt_logprobs_from=draw(st.integers(0, 10)) if kind == "score" else 0,
     )
-    extra_key = draw(st.sampled_from([None, None, None, "a", ""]))
-    return Generate(rid=rid, prompt=prompt, params=params, stream=draw(st.booleans()), extra_key=extra_key)
+    return Generate(
+        rid=rid,
+        prompt=prompt,
+        params=params,
+        stream=draw(st.booleans()),
+        extra_key=draw(st.sampled_from([None, None, None, "a", ""])),
+        cache_salt=draw(st.sampled_from([None, None, None, "a"])),
+        routing_key=draw(st.sampled_from([None, None, "x", "y"])),
+    )
 
 
 @st.composite
@@ -90,7 +97,13 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_inflight=draw(st.integers(0, 4)),
         eos_ids=(EOS,),
         reuse=draw(st.sampled_from([True, True, True, False])),
-        order=draw(st.sampled_from(["fcfs", "lpm"])),
+        eviction=draw(st.sampled_from(["lru", "lfu", "slru", "fifo", "mru", "filo", "priority"])),
+        order=draw(st.sampled_from(["fcfs", "lpm", "dfs-weight", "lof", "random", "routing-key"])),
+        order_seed=draw(st.integers(0, 3)),
+        max_passed_over=draw(st.sampled_from([0, 0, 1, 3])),
+        max_prefill_tokens=draw(st.sampled_from([1, 3, 8, 2**31 - 1])),
+        mixed=draw(st.sampled_from([True, True, False])),
+        defer_shared_tokens=draw(st.sampled_from([0, 1, 3])),
         conservativeness=0.01 if pressed else draw(st.sampled_from([0.01, 1.0])),
         check="every_step",
     )

@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import numpy as np
+from msgspec import structs
 
 from configs.env import process_environment
-from configs.load import load
+from configs.errors import ConfigError
+from configs.load import Loaded, load
+from configs.schema import Observe, Serving
 from model.batch import Program, decode_rows
 from model.interface import (
     MAX_LOGIT_BIAS,
@@ -23,8 +26,11 @@ from model.interface import (
 )
 from model.limits import Limits, measure_limits
 from model.programs import all_programs
+from model.registry import facts
 from model.runner import JaxRunner
 from scheduler.main import Setup, make_runner, prepare
+from scheduler.step_times import StepTable, StepTime, context_tokens, write_table
+from sharding.mesh import hardware_facts
 
 
 def main(argv: list[str]) -> int:
@@ -33,10 +39,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("config", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--list", action="store_true", help="name the programs and stop")
-    parser.add_argument("--context", type=int, default=256, help="tokens in front of each row (default: 256)")
+    parser.add_argument(
+        "--context", type=int, nargs="+", default=[256], help="tokens in front of each row (default: 256)"
+    )
     parser.add_argument("--repeat", type=int, default=10, help="measurements of each program (default: 10)")
+    parser.add_argument("--out", type=Path, help="also write the times for 'radjax plan' to this file")
     arguments = parser.parse_args(argv)
     loaded = load(arguments.config, arguments.overrides, process_environment())
+    if arguments.out is not None:
+        refuse_unwritable(arguments.out)
     setup = prepare(loaded.config, loaded.name, lambda progress: None)
     if arguments.list:
         print("\n".join(map(str, all_programs(setup.shapes))))
@@ -47,10 +58,57 @@ def main(argv: list[str]) -> int:
     limits = measure_limits(setup.resolved.dtype)
     print(f"{limits.device_kind}: {limits.bytes_per_s / 1e9:.1f} GB/s, {limits.flops_per_s / 1e9:.0f} GFLOP/s")
     print(f"{'program':20}{'ms':>9}{'tok/s':>10}{'weights ms':>12}{'products ms':>13}{'share':>8}")
-    for program in all_programs(setup.shapes):
-        seconds = measure(runner, synthetic(program, setup, arguments.context), arguments.repeat)
-        print(report(program, seconds, setup, limits), flush=True)
+    times: list[StepTime] = []
+    for context in sorted(set(arguments.context)):
+        print(f"behind {context} tokens:")
+        for program in all_programs(setup.shapes):
+            step = synthetic(program, setup, context)
+            seconds = measure(runner, step, arguments.repeat)
+            times.append(timed(program, step, seconds))
+            print(report(program, seconds, setup, limits), flush=True)
+    if arguments.out is not None:
+        write_table(arguments.out, table(loaded, setup, tuple(times)))
     return 0
+
+
+def refuse_unwritable(path: Path) -> None:
+    """Find out before minutes of measuring that nothing can be written to ``path``.
+
+    Raises:
+        ConfigError: so it is.
+    """
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", key="--out", value=str(path)) from error
+
+
+def timed(program: Program, step: StepInput, seconds: float) -> StepTime:
+    """A measurement as the table keeps it."""
+    return StepTime(
+        family=program.family,
+        variant=program.variant,
+        size=program.size,
+        context_tokens=context_tokens(step),
+        seconds=seconds,
+    )
+
+
+def table(loaded: Loaded, setup: Setup, times: tuple[StepTime, ...]) -> StepTable:
+    """The measurements with all from which other settings of this model on this machine can be resolved."""
+    resolved, hardware = setup.resolved, hardware_facts()
+    cache = structs.replace(loaded.config.cache, max_total_tokens=resolved.num_pages * resolved.page_size)
+    return StepTable(
+        name=loaded.name,
+        device=hardware.device_kind,
+        # the pool is pinned: memory that is free differs from start to start; no key and no address is written
+        config=structs.replace(loaded.config, cache=cache, serving=Serving(), observe=Observe()),
+        hardware=hardware,
+        model=facts(setup.model.spec),
+        weight_bytes=setup.model.weight_bytes,
+        eos_ids=tuple(setup.model.spec.eos_token_ids),
+        times=times,
+    )
 
 
 def report(program: Program, seconds: float, setup: Setup, limits: Limits) -> str:

@@ -90,8 +90,10 @@ def _openai_works(
                 prompt=prompt,
                 params=copy_params(params[p], copy),
                 stream=stream,
-                extra_key=request.extra_key or request.cache_salt or None,
-                priority=request.priority or 0,
+                extra_key=request.extra_key or None,
+                cache_salt=request.cache_salt or None,
+                priority=request.priority,
+                routing_key=request.routing_key or None,
             ),
             stops=stops,
             keep_stop=bool(request.no_stop_trim or request.include_stop_str_in_output),
@@ -123,7 +125,8 @@ def native_works(request: GenerateRequest, prompts: list[list[int]], origin: Ori
                 params=copy_params(params, copy),
                 stream=bool(request.stream or stops),
                 extra_key=request.extra_key or None,
-                priority=request.priority or 0,
+                priority=request.priority,
+                routing_key=request.routing_key or None,
             )
             skip = each.skip_special_tokens is not False
             works.append(

@@ -9,7 +9,8 @@
     ├─ too_large                      413/431 request_too_large
     ├─ media_type                     415     unsupported_media_type
     ├─ internal                       500     internal_error (details stay in the log)
-    └─ unavailable                    503     queue_full, draining, loading, engine_dead; with Retry-After
+    └─ unavailable                    503     queue_full, displaced, waiting_timeout, running_timeout, draining,
+                                              loading, engine_dead; with Retry-After
 
 Every error leaves as ``{"error": {"message", "type", "param", "code"}}``, also in the middle of a stream.
 Messages are sentences of this project: text of foreign exceptions and values of the client never enter them unbounded.

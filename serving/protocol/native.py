@@ -9,6 +9,7 @@ from serving.protocol.fields import (
     Choices,
     ClientId,
     Count,
+    Label,
     LogitBias,
     MinP,
     Name,
@@ -84,6 +85,7 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     logprob_start_len: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     top_logprobs_num: TopLogprobs | None = None
     priority: Priority | None = None
+    routing_key: Label | None = None
     extra_key: CacheKey | None = None
 
 
@@ -134,9 +136,10 @@ class OutOfLength(Struct, frozen=True, tag="length", tag_field="type"):
 
 
 class Aborted(Struct, frozen=True, tag="abort", tag_field="type"):
-    """Ended by somebody else."""
+    """Ended by somebody else, or by a time-out."""
 
     message: str = "Aborted"
+    status_code: int | UnsetType = UNSET
 
 
 class MetaInfo(Struct, frozen=True, kw_only=True):

@@ -115,6 +115,7 @@ class Request(Struct, frozen=True, kw_only=True):
     no_stop_trim: bool | None = None
     include_stop_str_in_output: bool | None = None
     priority: Priority | None = None
+    routing_key: Label | None = None
     rid: ClientId | None = None
     request_id: ClientId | None = None
     extra_key: CacheKey | None = None

@@ -10,6 +10,8 @@ from serving.protocol.openai import PromptTokensDetails, Usage
 
 FLOOR = -9999.0
 """JSON has no minus infinity."""
+RUNNING_TIMEOUT = "Request running timeout reached."
+"""What a client reads whose request ran for too long, as in SGLang."""
 
 
 class Writer(Protocol):

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import msgspec
 from msgspec import UNSET
 
-from scheduler.commands import FinishReason, SamplingParams, TokenLogprobs
+from scheduler.commands import AbortCause, FinishReason, SamplingParams, TokenLogprobs
 from serving.answer import Answer, Ending, TextDelta
 from serving.protocol.native import Aborted, GenerateBody, LogprobTriple, MetaInfo, OutOfLength, Stopped
-from serving.protocol.reply import floored, pad_prompt
+from serving.protocol.reply import RUNNING_TIMEOUT, floored, pad_prompt
 from serving.protocol.sse import frame
 
 _encode = msgspec.json.Encoder().encode
@@ -105,7 +105,9 @@ class NativeWriter:
 def _finish(ending: Ending, num_tokens: int) -> Stopped | OutOfLength | Aborted:
     if ending.reason is FinishReason.STOP:
         return Stopped(ending.matched)
-    return OutOfLength(num_tokens) if ending.reason is FinishReason.LENGTH else Aborted()
+    if ending.reason is FinishReason.LENGTH:
+        return OutOfLength(num_tokens)
+    return Aborted(RUNNING_TIMEOUT, 503) if ending.cause is AbortCause.RUNNING_TIMEOUT else Aborted()
 
 
 def _own(entries: Sequence[TokenLogprobs]) -> list[LogprobTriple]:

@@ -1,24 +1,33 @@
 """Host time of one step: plan, build and commit with many running requests and a runner that does nothing.
 
-Run as ``python -m tests.benchmarks.scheduler_step``; prints JSON. Times are microseconds.
+Run as ``python -m tests.benchmarks.scheduler_step [running …]``; prints JSON. Times are microseconds. With
+``queue [order …]`` instead: planning alone, 1,024 running and 10,000 waiting, for every order and admission, with slots
+free and without, on a pool that has no pages for the next request; and what planning leaves allocated.
 """
 
 import json
 import statistics
 import sys
 import time
+import tracemalloc
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
+from configs.schema import OrderName
 from model.interface import Shapes, StepInput, StepOutput
 from scheduler.assembly import Settings, assemble
 from scheduler.commands import Generate, SamplingParams
 from scheduler.engine import Engine
+from scheduler.request import Request
 from tests.fakes import ScriptedPort
 
 PROMPT = 64
 STEPS = 400
+RUNNING = 1024
+WAITING = 10_000
+PLANS = 200
 
 
 @dataclass
@@ -103,8 +112,93 @@ def measure(running: int) -> dict[str, float | int]:
     }
 
 
+def crowded(order: OrderName, max_passed_over: int, slots: int) -> Engine:
+    """1,024 requests decode, 10,000 wait, and the pool has no pages for another; ``slots`` more might run."""
+    rows = RUNNING + slots
+    shapes = Shapes((2, 8, 32, 128, 512, rows), (256, 1024, 65_536), 64, rows, 64, 16, 16, 4096, 50_000)
+    settings = Settings(
+        context_length=65_536,
+        num_pages=RUNNING * 8,
+        max_rows=rows,
+        depth=1,
+        max_inflight=1,
+        eos_ids=(1,),
+        order=order,
+        max_passed_over=max_passed_over,
+        max_prefill_tokens=65_536,
+        max_queued=WAITING,
+        conservativeness=0.01,
+    )
+    rng = np.random.default_rng(0)
+    port = ScriptedPort({0: [(0, _ask(rng, index, PROMPT, 300)) for index in range(RUNNING - 1)]})
+    engine = assemble(port, NullRunner(shapes), settings, ())
+    decode = _until_decoding(engine, RUNNING - 1)
+    pages = sum(len(request.lease.pages[0]) for request in decode if request.lease is not None)
+    filler = (settings.num_pages - pages - RUNNING // 4) * shapes.page_size
+    port.script[port.turn] = [(0, _ask(rng, RUNNING - 1, filler, 300))]
+    _until_decoding(engine, RUNNING)
+    port.script[port.turn] = [
+        (0, _ask(rng, RUNNING + index, 1500, int(rng.integers(3000, 4000)))) for index in range(WAITING)
+    ]
+    engine.receive()
+    return engine
+
+
+def _until_decoding(engine: Engine, count: int) -> tuple[Request, ...]:
+    while True:
+        engine.receive()
+        plan = engine.plan()
+        assert not plan.retract, "the pool is too small for this benchmark"
+        if len(plan.decode) == count:
+            return plan.decode
+        step = engine.launch(plan)
+        if step is not None:
+            engine.commit(step)
+
+
+def _ask(rng: np.random.Generator, index: int, length: int, max_new_tokens: int) -> Generate:
+    params = SamplingParams(max_new_tokens=max_new_tokens, temperature=0.0, seed=1, ignore_eos=True)
+    prompt = rng.integers(5, 40_000, length).tolist()
+    return Generate(rid=str(index), prompt=prompt, params=params, routing_key=f"k{index % 50}")
+
+
+def measure_queue(order: OrderName, max_passed_over: int, slots: int) -> dict[str, float | int | str]:
+    """Median and 95th percentile of planning time."""
+    engine = crowded(order, max_passed_over, slots)
+    times: list[float] = []
+    tracemalloc.start()
+    engine.plan()
+    before = tracemalloc.get_traced_memory()[0]
+    for _ in range(20):
+        engine.plan()
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    for _ in range(PLANS):
+        start = time.perf_counter()
+        plan = engine.plan()
+        times.append((time.perf_counter() - start) * 1e6)
+    assert not plan.admit, "the pool has no room"
+    times.sort()
+    return {
+        "order": order,
+        "max_passed_over": max_passed_over,
+        "free_slots": slots,
+        "running": RUNNING,
+        "waiting": WAITING,
+        "tried": len(plan.blocked),
+        "plan_us": round(statistics.median(times), 1),
+        "p95_us": round(times[len(times) * 95 // 100], 1),
+        "grown_bytes": grown,
+    }
+
+
 def main() -> None:
     """Print one JSON object a line."""
+    if sys.argv[1:2] == ["queue"]:
+        for order in [name for name in get_args(OrderName) if name in (sys.argv[2:] or get_args(OrderName))]:
+            for max_passed_over, slots in ((0, 0), (0, 64), (16, 64)):
+                print(json.dumps(measure_queue(order, max_passed_over, slots)), flush=True)
+        return
     for running in [int(value) for value in sys.argv[1:]] or [32, 256, 1024]:
         print(json.dumps(measure(running)), flush=True)
 

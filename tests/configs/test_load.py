@@ -114,7 +114,7 @@ def test_an_error_reads_as_one_line_with_place_key_value_and_what_is_allowed() -
         ("serving: 1", "serving", ""),
         ("modle:\n  source: x", "modle.source", "did you mean model.source?"),
         ("nothing:\n  alike: x", "nothing.alike", "sections are model, parallel"),
-        ("cache:\n  zzz: 1", "cache.zzz", "cache has radix, page_size"),
+        ("cache:\n  zzz: 1", "cache.zzz", "cache has radix, eviction, page_size"),
     ],
 )
 def test_a_key_in_the_wrong_place_is_refused_with_a_suggestion(text: str, key: str, suggestion: str) -> None:

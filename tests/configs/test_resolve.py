@@ -130,9 +130,29 @@ def test_the_loop_is_overlapped_unless_that_is_off_and_says_why(
     assert ("overlap" in reason) == ("scheduler__loop" not in chosen)
 
 
+# document: O-26
+@pytest.mark.parametrize(
+    ("chosen", "family", "reason"),
+    [
+        ({}, "radix", "cache.radix is on; prefixes are evicted by lru"),
+        ({"cache__eviction": "slru"}, "radix", "cache.radix is on; prefixes are evicted by slru"),
+        ({"cache__radix": False}, "chunk", "cache.radix is off"),
+        ({"cache__radix": False, "cache__eviction": "priority"}, "chunk", "cache.radix is off"),
+    ],
+)
+def test_the_cache_is_chosen_once_and_its_line_says_why(chosen: dict[str, object], family: str, reason: str) -> None:
+    result = resolved(**chosen)
+    assert result.cache_family == family
+    lines = [line for line in banner(result, cpu(), 1) if line.startswith("cache family")]
+    assert len(lines) == 1
+    assert f" {family} " in lines[0]
+    assert reason in lines[0]
+
+
 @pytest.mark.parametrize(
     ("chosen", "key"),
     [
+        ({"cache__eviction": "priority"}, "cache.eviction"),
         ({"parallel__stages": 2}, "parallel.stages"),
         ({"parallel__expert": 2}, "parallel.expert"),
         ({"parallel__replicas": 2}, "parallel.replicas"),

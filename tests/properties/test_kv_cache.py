@@ -5,8 +5,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from configs.schema import Eviction
+from scheduler.eviction import POLICIES
 from scheduler.kv_cache import KVCache, Lease
 from scheduler.page_allocator import PageAllocator
+from scheduler.prefix_cache import prefix_cache
 from scheduler.slots import Slots
 from tests.strategies import TWO_TOKENS
 
@@ -27,23 +30,34 @@ class Holder:
 class KVMachine(RuleBasedStateMachine):
     """Writes go to ``memory``; a page that is shared wrongly or taken too early shows as a wrong token."""
 
-    @initialize(page_size=st.sampled_from([1, 2, 3]), num_pages=st.integers(3, 14), reuse=st.booleans())
-    def start(self, page_size: int, num_pages: int, reuse: bool) -> None:
+    @initialize(
+        page_size=st.sampled_from([1, 2, 3]),
+        num_pages=st.integers(3, 14),
+        reuse=st.booleans(),
+        eviction=st.sampled_from(sorted(POLICIES)),
+    )
+    def start(self, page_size: int, num_pages: int, reuse: bool, eviction: Eviction) -> None:
         self.size = page_size
-        self.kv = KVCache(PageAllocator(num_pages), Slots(SLOTS), page_size, num_pages, reuse)
+        self.reuse = reuse
+        cache = prefix_cache("radix" if reuse else "chunk", eviction, page_size)
+        self.kv = KVCache(PageAllocator(num_pages), Slots(SLOTS), cache, page_size, num_pages)
         self.memory: dict[tuple[int, int], tuple[bytes, int]] = {}
         self.holders: list[Holder] = []
 
     def tail(self, holder: Holder) -> np.ndarray:
-        return np.array(holder.tokens[holder.lease.shared * self.size : holder.written], np.int32)
+        return np.array(holder.tokens[holder.lease.published * self.size : holder.written], np.int32)
 
     @precondition(lambda self: self.kv.free_slots)
-    @rule(tokens=st.lists(TWO_TOKENS, min_size=1, max_size=12), namespace=st.sampled_from([b"", b"\0n"]))
-    def open(self, tokens: list[int], namespace: bytes) -> None:
+    @rule(
+        tokens=st.lists(TWO_TOKENS, min_size=1, max_size=12),
+        namespace=st.sampled_from([b"", b"\0n"]),
+        priority=st.integers(-1, 1),
+    )
+    def open(self, tokens: list[int], namespace: bytes, priority: int) -> None:
         key = np.array(tokens[:-1], np.int32)
         before = self.kv.available()
         hit = self.kv.peek(key, namespace)
-        lease = self.kv.open(key, namespace)
+        lease = self.kv.open(key, namespace, priority)
         assert lease.shared == len(lease.pages[0]) == hit.pages
         assert self.kv.available()[0] == before[0] - hit.unlocked
         self.holders.append(Holder(lease, tokens, lease.capacity))
@@ -69,7 +83,8 @@ class KVMachine(RuleBasedStateMachine):
     def publish(self, data: st.DataObject) -> None:
         holder = data.draw(st.sampled_from(self.holders))
         self.kv.publish(holder.lease, self.tail(holder))
-        assert not self.kv.reuse or holder.lease.shared == holder.written // self.size
+        assert holder.lease.published == holder.written // self.size
+        assert holder.lease.shared == (holder.lease.published if self.reuse else 0)
 
     @precondition(lambda self: self.holders)
     @rule(data=st.data())
@@ -79,7 +94,7 @@ class KVMachine(RuleBasedStateMachine):
         self.kv.close(holder.lease, self.tail(holder))
         assert self.kv.available()[0] >= before + promised
         key = np.array(holder.tokens[: holder.written], np.int32)
-        full = holder.written // self.size if self.kv.reuse else 0
+        full = holder.written // self.size if self.reuse else 0
         assert self.kv.peek(key, holder.lease.namespace).pages == full
 
     @rule()

@@ -6,6 +6,7 @@ import traceback
 import pytest
 from msgspec import structs
 
+from configs.schema import Eviction
 from model.interface import Family, StepInput, StepOutput, Variant
 from scheduler.assembly import assemble
 from scheduler.commands import (
@@ -76,6 +77,46 @@ def test_nothing_is_cached_when_the_launch_file_says_so() -> None:
     played = play({0: [ask("a", prompt, 3)], 50: [ask("b", prompt, 3)]}, settings)
     assert played.end("b").cached_tokens == 0
     assert last_stats(played).tokens_cached == 0
+
+
+def test_the_next_turn_of_a_chat_finds_what_was_generated() -> None:
+    # document: O-26
+    prompt = list(range(1, 8))
+    said = tokens_of(play({0: [ask("a", prompt, 9, stream=False)]}).of("a")[-1])
+    turn = [*prompt, *said, 20, 21, 22]
+    played = play({0: [ask("a", prompt, 9, stream=False)], 50: [ask("b", turn, 3)]})
+    known = len(prompt) + len(said) - 1  # the last token generated was never read
+    assert played.end("b").cached_tokens == known // SHAPES.page_size * SHAPES.page_size > len(prompt)
+
+
+@pytest.mark.parametrize("apart", [{"extra_key": "x"}, {"cache_salt": "x"}, {"extra_key": "x", "cache_salt": "x"}])
+def test_a_prefix_is_shared_only_under_the_same_key_and_salt(apart: dict[str, str]) -> None:
+    prompt = list(range(1, 10))
+    plain = ask("a", prompt, 3)
+    played = play(
+        {
+            0: [plain],
+            50: [structs.replace(plain, rid="b", **apart)],
+            100: [structs.replace(plain, rid="c", **apart)],
+            150: [structs.replace(plain, rid="d", extra_key="y", cache_salt="x")],
+        }
+    )
+    assert [played.end(rid).cached_tokens for rid in "abcd"] == [0, 0, 8, 0]
+
+
+@pytest.mark.parametrize(("eviction", "kept"), [("lru", "b"), ("lfu", "a"), ("fifo", "b"), ("priority", "a")])
+def test_the_launch_file_says_what_goes_first_when_pages_run_short(eviction: Eviction, kept: str) -> None:
+    prompts = {"a": list(range(1, 10)), "b": list(range(11, 20))}
+    settings = structs.replace(SETTINGS, num_pages=15, eviction=eviction, priority="high_first")
+    first = structs.replace(ask("a", prompts["a"], 2), priority=1)
+    second = structs.replace(ask("b", prompts["b"], 2), priority=0)
+    again = structs.replace(first, rid="a2")
+    large = structs.replace(ask("c", list(range(21, 40)), 2), priority=0)
+    commands: list[Command] = [first, again, second, large]
+    script = {50 * turn: [command] for turn, command in enumerate(commands)}
+    last = {kept: structs.replace(ask("last", prompts[kept], 1), priority=0)}
+    played = play(script | {400: [last[kept]]}, settings)
+    assert played.end("last").cached_tokens == 8
 
 
 def test_no_plan_after_an_abort_was_read_contains_the_request() -> None:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from model.interface import Family, PageId, SlotId
 from scheduler.commands import FinishReason, Reason, SamplingParams
-from scheduler.kv_cache import NO_HIT, Lease
+from scheduler.kv_cache import Lease
 from scheduler.planner import View, plan
-from scheduler.radix_cache import RadixCache
+from scheduler.radix_cache import Hit, RadixCache
 from scheduler.request import Finish, Request, Waits
 from tests.scheduler.build import SHAPES
 
@@ -52,7 +52,7 @@ def view(*requests: Request, available: int = 0, max_rows: int = 4, last_family:
         waiting=(),
         free_slots=SHAPES.max_rows - len(requests),
         available=(available,),
-        peek=lambda _: NO_HIT,
+        peek=lambda _: Hit(0, 0),
         reclaimable=lambda lease: len(lease.pages[0]),
         shapes=SHAPES,
         max_rows=max_rows,

@@ -1,14 +1,12 @@
-"""Small pure parts: the token ratio, the orders, the charging of time."""
+"""Small pure parts: the token ratio, the charging of time."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.commands import Reason, SamplingParams
-from scheduler.order import LPM_LIMIT, fcfs, longest_prefix
-from scheduler.radix_cache import Hit
 from scheduler.request import Request, Waits
-from scheduler.token_ratio import DECAY_STEPS, TokenRatio
+from scheduler.token_ratio import RatioSettings, TokenRatio
 
 
 def request(number: int, output: int = 0, max_new: int = 10) -> Request:
@@ -33,9 +31,9 @@ def request(number: int, output: int = 0, max_new: int = 10) -> Request:
 
 def test_the_ratio_falls_to_its_minimum_in_the_documented_number_of_steps() -> None:
     # document: O-19
-    ratio = TokenRatio(1.0)
+    ratio = TokenRatio(1.0, RatioSettings())
     assert ratio.value == 0.7
-    for _ in range(DECAY_STEPS - 1):
+    for _ in range(599):
         ratio.decay()
     assert ratio.value > 0.7 * 0.14
     for _ in range(3):
@@ -46,31 +44,40 @@ def test_the_ratio_falls_to_its_minimum_in_the_documented_number_of_steps() -> N
 
 
 def test_a_retraction_sets_the_ratio_from_what_the_survivors_have_said() -> None:
-    ratio = TokenRatio(1.0)
+    ratio = TokenRatio(1.0, RatioSettings())
     ratio.retracted([request(1, 30, 100), request(2, 50, 100)])
     assert ratio.value == (80 + 40) / 201
     ratio.retracted([request(1, 9, 10)])
     assert ratio.value == 1.0
 
 
-def test_longest_prefix_order_puts_retracted_requests_first_and_keeps_arrival_among_equals() -> None:
-    queue = [request(number) for number in range(4)]
-    queue[2].retractions = 1
-    hits = {0: 1, 1: 5, 2: 0, 3: 5}
-    ordered = longest_prefix(queue, 4, lambda r: Hit(hits[r.number], 0))
-    assert [r.number for r in ordered] == [2, 1, 3, 0]
+@given(
+    start=st.floats(0.01, 1),
+    floor=st.floats(0, 1),
+    steps=st.integers(1, 50),
+    conservativeness=st.floats(0.01, 10),
+    more=st.integers(0, 20),
+)
+def test_any_ratio_falls_evenly_from_its_start_to_its_floor_and_no_further(
+    start: float, floor: float, steps: int, conservativeness: float, more: int
+) -> None:
+    ratio = TokenRatio(conservativeness, RatioSettings(start=start, floor=floor, decay_steps=steps))
+    first = ratio.value
+    assert first == min(start * conservativeness, 1.0)
+    values = [first]
+    for _ in range(steps + more):
+        ratio.decay()
+        values.append(ratio.value)
+    assert abs(values[steps // 2] - (first - (first - first * floor) * (steps // 2) / steps)) < 1e-9
+    assert abs(values[-1] - first * floor) < 1e-9
+    assert min(values) >= first * floor
 
 
-def test_a_long_queue_is_served_first_come_first_served_without_a_look_at_the_cache() -> None:
-    queue = [request(number) for number in range(LPM_LIMIT + 1)]
-    peeks: list[int] = []
-
-    def peek(r: Request) -> Hit:
-        peeks.append(r.number)
-        return Hit(r.number, 0)
-
-    assert list(longest_prefix(queue, len(queue), peek)) == queue == list(fcfs(queue, len(queue), peek))
-    assert not peeks
+def test_more_room_is_left_after_a_retraction_where_more_steps_are_asked_for() -> None:
+    few, many = (TokenRatio(1.0, RatioSettings(retract_steps=steps)) for steps in (0, 50))
+    for ratio in (few, many):
+        ratio.retracted([request(1, 30, 100)])
+    assert (few.value, many.value) == (30 / 101, 80 / 101)
 
 
 @given(st.lists(st.tuples(st.sampled_from(Reason), st.integers(0, 1000)), max_size=20))

@@ -12,7 +12,7 @@ import uvicorn
 
 from configs.schema import EngineConfig
 from serving.app import build_app
-from serving.engine_client import EngineClient
+from serving.engine_client import EngineClient, Link
 from tests.serving.fakes import FakeCollector, FakeEngine, Script, Sink, make_config, make_ready
 
 
@@ -41,8 +41,9 @@ def serve(
     config: EngineConfig | None = None,
     ready: bool = True,
     send_buffer: int | None = None,
+    link: Link | None = None,
 ) -> Iterator[Service]:
-    """Run until the block ends."""
+    """Run until the block ends; ``link`` leads to another engine than the scripted one."""
     started: list[Service] = []
     up = threading.Event()
     config = config or make_config()
@@ -50,7 +51,7 @@ def serve(
 
     async def main() -> None:
         engine, collector, sink = FakeEngine(script, pace_s), FakeCollector(), Sink()
-        client = EngineClient([engine], frontend=0, stats=sink)
+        client = EngineClient([link or engine], frontend=0, stats=sink)
         app = build_app(config, client, collector)
         # asyncio turns Nagle's delay off only for sockets that name their protocol
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

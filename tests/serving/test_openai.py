@@ -194,6 +194,22 @@ BAD = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ({}, (None, None)),
+        ({"extra_key": "k"}, ("k", None)),
+        ({"cache_salt": "k"}, (None, "k")),
+        ({"extra_key": "k", "cache_salt": "s"}, ("k", "s")),
+        ({"extra_key": "", "cache_salt": ""}, (None, None)),
+    ],
+)
+def test_a_key_and_a_salt_reach_the_cache_apart(client, service, extra, expected):
+    client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2, extra_body=extra)
+    sent = [command for command in service.engine.heard if isinstance(command, Generate)][-1]
+    assert (sent.extra_key, sent.cache_salt) == expected
+
+
 @pytest.mark.parametrize(("extra", "param"), BAD, ids=[f"{i}-{param}" for i, (_, param) in enumerate(BAD)])
 def test_a_bad_field_is_named_and_never_reaches_the_engine(client, service, extra, param):
     before = service.engine.count(Generate)

@@ -1,0 +1,84 @@
+"""The family of prefix caches: what ``KVCache`` asks of one, and which there are."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from configs.schema import CacheFamily, Eviction
+from model.interface import PageId
+from scheduler.chunk_cache import ChunkCache
+from scheduler.eviction import POLICIES
+from scheduler.radix_cache import Hit, Match, Node, RadixCache
+
+
+class PrefixCache(Protocol):
+    """Remembers pages by the tokens that they hold; which pages are free is its owner's business."""
+
+    num_nodes: int
+    cached: int
+    """Pages in it."""
+    evictable: int
+    """Pages in it that nobody has locked."""
+
+    @property
+    def root(self) -> Node:
+        """The empty prefix."""
+        ...
+
+    @property
+    def queued(self) -> int:
+        """Nodes that could be evicted next."""
+        ...
+
+    def peek(self, key: bytes, namespace: bytes) -> Hit:
+        """Say what of ``key`` is cached; changes nothing."""
+        ...
+
+    def match(self, key: bytes, namespace: bytes, priority: int = 0) -> Match:
+        """Find the longest cached prefix of ``key`` for a request."""
+        ...
+
+    def extend(self, node: Node, key: bytes, pages: list[PageId], namespace: bytes, priority: int = 0) -> Match:
+        """Offer ``pages``, which hold ``key`` below ``node``.
+
+        Returns the node at the end and the leading pages of the key that are the cache's now, its own where it had
+        them; the rest of ``pages`` still belongs to the caller.
+        """
+        ...
+
+    def lock(self, node: Node) -> None:
+        """Keep the prefix that ends at ``node`` until it is unlocked as often."""
+        ...
+
+    def unlock(self, node: Node) -> None:
+        """Undo one ``lock``."""
+        ...
+
+    def reclaimable(self, node: Node) -> int:
+        """Pages that would become evictable if a lock on ``node`` went; changes nothing."""
+        ...
+
+    def evict(self, count: int) -> list[PageId]:
+        """Drop up to ``count`` pages that nobody has locked. The caller owns them."""
+        ...
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the root; for checks."""
+        ...
+
+
+def prefix_cache(family: CacheFamily, eviction: Eviction, page_size: int) -> PrefixCache:
+    """The cache that a launch file asks for (document: O-26)."""
+    return ChunkCache() if family == "chunk" else RadixCache(page_size, POLICIES[eviction])
+
+
+def namespace(*parts: str | None) -> bytes:
+    """What keeps caches apart: a request's ``extra_key`` and ``cache_salt``, and the adapter if it has one.
+
+    Parts that differ in any place give different namespaces, wherever one ends and the next begins (SGLang joins
+    key and adapter without a mark between them). Without any it is empty.
+    """
+    if all(part is None for part in parts):
+        return b""
+    coded = [b"" if part is None else part.encode(errors="surrogatepass") for part in parts]
+    lengths = ["-" if part is None else str(len(code)) for part, code in zip(parts, coded, strict=True)]
+    return b"\0".join([",".join(lengths).encode(), *coded])
