@@ -266,6 +266,8 @@ def main() -> int:
     try:
         return serve(start, channel)
     finally:
+        # the process is ending already, and the channel can no longer be woken
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         channel.close()
         context.term()
 
