@@ -3,8 +3,6 @@
 The first run of a program took 0.3 to 1 s more than the next (SmolLM2-135M), also when it came from the cache.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from model.batch import Program
@@ -16,20 +14,12 @@ DECODE_ROWS = 8
 """Of a mixed step; the rest of its tokens are a prompt piece."""
 
 
-def rehearse(program: Program, shapes: Shapes) -> Iterator[StepInput]:
-    """Steps of a lean decode or mixed ``program`` that touch only page 0 and slot 0, the padding's own.
+def rehearse(program: Program, shapes: Shapes) -> StepInput:
+    """A step of a lean decode or mixed ``program`` that touches only page 0 and slot 0, the padding's own.
 
-    The first samples greedily, the second draws; the third has no decode row.
+    Rows of one token each that draw, and in a mixed step one piece of the rest.
     """
     decode_rows = program.size if program.family is Family.DECODE else min(DECODE_ROWS, shapes.max_rows)
-    yield step_of(program, shapes, decode_rows, 0.0)
-    yield step_of(program, shapes, decode_rows, 1.0)
-    if program.family is Family.MIXED:
-        yield step_of(program, shapes, 0, 1.0)
-
-
-def step_of(program: Program, shapes: Shapes, decode_rows: int, temperature: float) -> StepInput:
-    """Rows of one token each, and in a mixed step one piece of the rest."""
     rows = shapes.rows(program.family, program.size)
     lengths, offsets = np.zeros(rows, np.int32), np.arange(rows, dtype=np.int32)
     lengths[:decode_rows] = 1
@@ -52,7 +42,7 @@ def step_of(program: Program, shapes: Shapes, decode_rows: int, temperature: flo
         sample=np.zeros(rows, np.bool_),
         page_tables=(np.zeros((rows, shapes.pages_per_row), np.int32),),
         sampling=Sampling(
-            np.full(rows, temperature, np.float32),
+            np.ones(rows, np.float32),
             np.zeros(rows, np.int32),
             np.ones(rows, np.float32),
             np.zeros(rows, np.float32),

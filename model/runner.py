@@ -7,8 +7,8 @@ import numpy as np
 
 from model.batch import Program, pack
 from model.device_state import DeviceState
-from model.interface import CountRow, Family, Shapes, StepInput, StepOutput, Variant
-from model.programs import Programs, ladder
+from model.interface import CountRow, Family, Shapes, StepInput, StepOutput
+from model.programs import Programs, essential
 from model.rehearsal import rehearse
 from model.steps import Outcome
 from model.widen import widen
@@ -68,11 +68,9 @@ class JaxRunner:
         return JaxHandle(outcome, rows)
 
     def warm_up(self) -> None:
-        """Run the lean programs that are ready once each, before serving begins."""
-        for program in ladder(self._shapes, Variant.LEAN):
-            if self._programs.choose(program) == program:
-                for step in rehearse(program, self._shapes):
-                    self.launch(step).result()
+        """Run what serving begins with once each, before it begins."""
+        for program in essential(self._shapes):
+            self.launch(rehearse(program, self._shapes)).result()
 
     def compiled_late(self) -> int:
         """Programs that a step had to wait for since the start."""
