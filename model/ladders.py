@@ -1,5 +1,6 @@
 """The padded sizes of a start configuration: a pure function of its limits."""
 
+from configs.schema import Resolved
 from model.interface import Shapes
 
 MAX_PIECES = 8
@@ -38,4 +39,15 @@ def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length
         page_size=page_size,
         pages_per_row=-(-context_length // page_size),
         vocab_size=vocab_size,
+    )
+
+
+def shapes_of(resolved: Resolved, vocab_size: int) -> Shapes:
+    """The sizes of a launch file whose values are decided."""
+    return make_shapes(
+        resolved.max_running_requests,
+        resolved.chunk_tokens,
+        resolved.page_size,
+        resolved.context_length,
+        vocab_size,
     )

@@ -23,7 +23,7 @@ from configs.resolve import banner, cache_dir, resolve, weight_dtype
 from configs.schema import EngineConfig, Resolved
 from model.device_state import allocate, state_shapes
 from model.interface import CompileReport, Shapes
-from model.ladders import make_shapes
+from model.ladders import shapes_of
 from model.loading.folder import ModelFolder
 from model.loading.hf_config import read_config
 from model.loading.source import fetch
@@ -121,13 +121,7 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
     held = blueprint(spec, mesh, weight_dtype(config.model.dtype, hardware.platform))
     resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
     held = replace(held, attention=resolved.attention)
-    shapes = make_shapes(
-        resolved.max_running_requests,
-        resolved.chunk_tokens,
-        resolved.page_size,
-        resolved.context_length,
-        spec.vocab_size,
-    )
+    shapes = shapes_of(resolved, spec.vocab_size)
     state = state_shapes(held, shapes, resolved.num_pages + 1)
     programs = Programs(
         Recipe(held, shapes, state),

@@ -5,28 +5,18 @@ import statistics
 import time
 from pathlib import Path
 
-import numpy as np
 from msgspec import structs
 
 from configs.env import process_environment
 from configs.errors import ConfigError
 from configs.load import Loaded, load
 from configs.schema import Observe, Serving
-from model.batch import Program, decode_rows
-from model.interface import (
-    MAX_LOGIT_BIAS,
-    MAX_STOP_IDS,
-    Family,
-    FullSampling,
-    Int32,
-    Sampling,
-    Shapes,
-    StepInput,
-    Variant,
-)
+from model.batch import Program
+from model.interface import Family, StepInput
 from model.limits import Limits, measure_limits
 from model.programs import all_programs
 from model.registry import facts
+from model.rehearsal import synthetic
 from model.runner import JaxRunner
 from scheduler.main import Setup, make_runner, prepare
 from scheduler.step_times import StepTable, StepTime, context_tokens, write_table
@@ -62,7 +52,7 @@ def main(argv: list[str]) -> int:
     for context in sorted(set(arguments.context)):
         print(f"behind {context} tokens:")
         for program in all_programs(setup.shapes):
-            step = synthetic(program, setup, context)
+            step = synthetic(program, setup.shapes, context, setup.resolved.num_pages)
             seconds = measure(runner, step, arguments.repeat)
             times.append(timed(program, step, seconds))
             print(report(program, seconds, setup, limits), flush=True)
@@ -136,64 +126,3 @@ def measure(runner: JaxRunner, step: StepInput, repeat: int) -> float:
         second.result()
         times.append((time.perf_counter() - began) / 2)
     return statistics.median(times)
-
-
-def synthetic(program: Program, setup: Setup, context: int) -> StepInput:
-    """A full step of ``program``: every decode row behind its own ``context`` tokens, one piece in the rest."""
-    shapes = setup.shapes
-    rows, decode = shapes.rows(program.family, program.size), decode_rows(program, shapes)
-    # a mixed step of decode rows and one piece; as many rows as leave the piece a tile
-    running = decode if program.family is Family.DECODE else min(decode, program.size // 2) // shapes.tile * shapes.tile
-    slots, starts, lengths, offsets = np.zeros((4, rows), np.int32)
-    slots[:running] = np.arange(running) % shapes.max_rows + 1
-    starts[:running], lengths[:running], offsets[:running] = context, 1, np.arange(running)
-    if program.family is not Family.DECODE:
-        slots[decode], starts[decode] = shapes.max_rows, context
-        lengths[decode], offsets[decode] = program.size - running, running
-    table = np.zeros((rows, shapes.pages_per_row), np.int32)
-    used = -(-(context + program.size) // shapes.page_size)
-    width = min(used, shapes.pages_per_row)
-    table[:, :width] = np.random.default_rng(0).integers(1, setup.resolved.num_pages + 1, (rows, width))
-    return StepInput(
-        step=1,
-        family=program.family,
-        variant=program.variant,
-        size=program.size,
-        num_decode=running,
-        num_tokens=int(lengths.sum()),
-        tokens=np.full(program.size, 5, np.int32),
-        slots=slots,
-        starts=starts,
-        lengths=lengths,
-        offsets=offsets,
-        sample=lengths > 0,
-        page_tables=(table,),
-        sampling=Sampling(
-            np.ones(rows, np.float32),
-            np.zeros(rows, np.int32),
-            np.ones(rows, np.float32),
-            np.zeros(rows, np.float32),
-            np.arange(rows, dtype=np.uint32),
-        ),
-        full=neutral(rows, shapes) if program.variant is Variant.FULL else None,
-        targets=targets(program) if program.family is Family.SCORE else None,
-    )
-
-
-def targets(program: Program) -> Int32:
-    """Something to score at every position."""
-    return np.full(program.size, 5, np.int32)
-
-
-def neutral(rows: int, shapes: Shapes) -> FullSampling:
-    """What the full variant reads where no row asks for anything."""
-    return FullSampling(
-        repetition=np.ones(rows, np.float32),
-        frequency=np.zeros(rows, np.float32),
-        presence=np.zeros(rows, np.float32),
-        bias_ids=np.full((rows, MAX_LOGIT_BIAS), -1, np.int32),
-        bias=np.zeros((rows, MAX_LOGIT_BIAS), np.float32),
-        banned_ids=np.full((rows, 2 * MAX_STOP_IDS), -1, np.int32),
-        bitmask=np.full((rows, -(-shapes.vocab_size // 32)), -1, np.int32),
-        top_logprobs=np.zeros(rows, np.int32),
-    )

@@ -17,7 +17,7 @@ from configs.errors import ConfigError
 from configs.load import override
 from configs.resolve import resolve
 from model.interface import Shapes
-from model.ladders import make_shapes
+from model.ladders import shapes_of
 from scheduler.assembly import Settings, settings_from
 from scheduler.figures import Figures, lines
 from scheduler.replay import ReplayError, arrivals, open_recording, play
@@ -64,14 +64,7 @@ def launch(table: StepTable, overrides: list[str]) -> tuple[Shapes, Settings]:
     """
     config = override(table.config, overrides)
     resolved = resolve(config, table.name, table.hardware, table.model, table.weight_bytes)
-    shapes = make_shapes(
-        resolved.max_running_requests,
-        resolved.chunk_tokens,
-        resolved.page_size,
-        resolved.context_length,
-        table.model.vocab_size,
-    )
-    return shapes, settings_from(resolved, config, table.eos_ids)
+    return shapes_of(resolved, table.model.vocab_size), settings_from(resolved, config, table.eos_ids)
 
 
 def _report(arguments: argparse.Namespace, trace: Path | None) -> Report:
