@@ -5,6 +5,7 @@ from math import gcd
 from types import MappingProxyType
 from typing import Final
 
+from configs.hybrid import window_page_bytes
 from configs.schema import HardwareFacts, ModelFacts, Resolved
 
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "bfloat16": 2})
@@ -33,7 +34,9 @@ def memory_plan(
 ) -> list[str]:
     """What the memory is spent on, a line each."""
     a_page = page_bytes(model, resolved.page_size, resolved.dtype, tensor)
-    pool_bytes = resolved.num_pages * a_page
+    sliding = window_page_bytes(a_page, model) if resolved.window_pages else 0
+    group_bytes = resolved.num_pages * (a_page - sliding), resolved.window_pages * sliding
+    pool_bytes = sum(group_bytes)
     tokens = resolved.num_pages * resolved.page_size
     full = -(-resolved.context_length // resolved.page_size)
     pages = f"{resolved.num_pages:,} pages of {resolved.page_size} = {tokens:,} tokens"
@@ -47,6 +50,17 @@ def memory_plan(
         "longest request": longest,
         "full length": f"{resolved.num_pages // full:,} requests of {resolved.context_length:,} tokens fit at once",
     }
+    if resolved.window_pages:
+        alike = resolved.num_pages * a_page
+        window_pages = f"{resolved.window_pages:,} pages = {resolved.window_pages * resolved.page_size:,} tokens"
+        rows |= {
+            "KV pages": f"{size(pool_bytes)}, {1 - pool_bytes / alike:.0%} less than {size(alike)} without a window",
+            "full layers": f"{size(group_bytes[0])}: {pages}",
+            "sliding layers": f"{size(group_bytes[1])}: {window_pages}; a request keeps about {resolved.window:,}",
+        }
+    if resolved.host_pages:
+        host_tokens = resolved.host_pages * resolved.page_size
+        rows["host pages"] = f"{size(resolved.host_pages * a_page)} of host memory: {host_tokens:,} tokens"
     if tensor > 1:
         rows["each device"] = f"{size(weight_bytes // tensor)} of weights, {size(pool_bytes // tensor)} of KV pages"
     copies = kv_copies(model, tensor)

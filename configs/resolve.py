@@ -9,6 +9,8 @@ from types import MappingProxyType
 from typing import Final, Literal
 
 from configs.errors import ConfigError
+from configs.host_tier import decide_host, refuse_host
+from configs.hybrid import Hybrid, bytes_a_full_page, count_window_pages, decide_hybrid, least_window_pages
 from configs.memory import page_bytes, size
 from configs.schema import CacheFamily, Choice, EngineConfig, HardwareFacts, ModelFacts, OrderName, Resolved
 
@@ -81,11 +83,16 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     dtype, dtype_reason = _dtype(config, hardware)
     context_length, context_reason = _context_length(config, model)
     page_size, page_reason = _page_size(config)
+    hybrid, ratio = decide_hybrid(config.cache, model, context_length), config.cache.swa_full_tokens_ratio
     a_page = page_bytes(model, page_size, dtype, config.parallel.tensor)
+    if hybrid.window:
+        a_page = bytes_a_full_page(a_page, model, ratio)
     num_pages, pages_reason = _num_pages(config, hardware, weight_bytes, a_page, page_size)
     running, running_reason = _max_running_requests(config, platform, num_pages)
     chunk_tokens, chunk_reason = _chunk_tokens(config, hardware, running, page_size)
-    family, family_reason = _cache_family(config)
+    in_host = weight_bytes + num_pages * a_page if hardware.platform == "cpu" else 0
+    host_pages, host_choices = decide_host(config, hardware, num_pages, a_page, in_host)
+    family, family_reason = _cache_family(config, hybrid)
     loop, loop_reason = _loop(config)
     attention, attention_reason = _attention(config)
     return Resolved(
@@ -95,6 +102,9 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
         context_length=context_length,
         page_size=page_size,
         num_pages=num_pages,
+        host_pages=host_pages,
+        window=hybrid.window,
+        window_pages=_window_pages(hybrid, num_pages, ratio, page_size, DEPTHS[loop]),
         cache_family=family,
         max_running_requests=running,
         chunk_tokens=chunk_tokens,
@@ -107,6 +117,8 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
             Choice("model.context_length", context_length, context_reason),
             Choice("cache.page_size", page_size, page_reason),
             Choice("cache.max_total_tokens", num_pages * page_size, pages_reason),
+            *hybrid.choices,
+            *host_choices,
             Choice("cache family", family, family_reason),
             Choice("scheduler.max_running_requests", running, running_reason),
             Choice("scheduler.chunk_tokens", chunk_tokens, chunk_reason),
@@ -145,8 +157,7 @@ def refuse_unsupported(config: EngineConfig) -> None:
             value="priority",
             suggestion="set scheduler.priority to high_first or low_first, or take lru",
         )
-    if config.cache.host:
-        raise ConfigError("is not supported yet", key="cache.host", value=True, suggestion="leave it at false")
+    refuse_host(config)
 
 
 def _refuse_contradictions(config: EngineConfig, hardware: HardwareFacts, model: ModelFacts) -> None:
@@ -171,6 +182,13 @@ def _refuse_contradictions(config: EngineConfig, hardware: HardwareFacts, model:
         )
     if config.model.attention == "pallas" and hardware.platform == "cpu":
         raise ConfigError("needs a GPU", key="model.attention", value="pallas", suggestion="take xla, or auto")
+    if config.observe.profiler_port is not None and not config.observe.profiler_any_interface:
+        raise ConfigError(
+            "JAX's profiler listens on every interface of this machine, and asks nobody who they are",
+            key="observe.profiler_port",
+            value=config.observe.profiler_port,
+            suggestion="close the port to others and set observe.profiler_any_interface: true, or use /start_profile",
+        )
 
 
 # ---- one decision each: the value, and why
@@ -250,11 +268,21 @@ def _pool_bytes(config: EngineConfig, hardware: HardwareFacts, weight_bytes: int
     return share, f"{fraction:.0%} of {size(free)} free beside the weights"
 
 
-def _cache_family(config: EngineConfig) -> tuple[CacheFamily, str]:
+def _window_pages(hybrid: Hybrid, num_pages: int, ratio: float, page_size: int, depth: int) -> int:
+    if not hybrid.window:
+        return 0
+    return count_window_pages(num_pages, ratio, least_window_pages(hybrid.window, page_size, depth))
+
+
+def _cache_family(config: EngineConfig, hybrid: Hybrid) -> tuple[CacheFamily, str]:
     # document: O-26
     if not config.cache.radix:
-        return "chunk", "cache.radix is off, and prompts are computed in chunks: no prefix outlives its request"
-    return "radix", f"cache.radix is on; prefixes are evicted by {config.cache.eviction}"
+        reason = "cache.radix is off, and prompts are computed in chunks: no prefix outlives its request"
+        return ("sliding-window chunk" if hybrid.window else "chunk"), reason
+    reason = f"cache.radix is on; prefixes are evicted by {config.cache.eviction}"
+    if hybrid.window:
+        return "sliding-window radix", f"{reason}, window pages by lru"
+    return "radix", f"{reason}; below it lies a host tier" if config.cache.host else reason
 
 
 def _order(config: EngineConfig) -> tuple[OrderName, str]:

@@ -12,9 +12,13 @@ Auto = Literal["auto"]
 PositiveInt = Annotated[int, Meta(ge=1, le=2**31 - 1)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Address = Annotated[str, Meta(min_length=1, max_length=4096)]
 Eviction = Literal["lru", "lfu", "slru", "fifo", "mru", "filo", "priority"]
 OrderName = Literal["fcfs", "lpm", "dfs-weight", "lof", "random", "routing-key"]
-CacheFamily = Literal["radix", "chunk"]
+Check = Literal["idle", "strict", "every_step"]
+CacheFamily = Literal["radix", "chunk", "sliding-window radix", "sliding-window chunk"]
+HostWritePolicy = Literal["write_through", "write_through_selective", "write_back"]
+StoragePrefetch = Literal["best_effort", "wait_complete", "timeout"]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -61,7 +65,29 @@ class Cache(Section, frozen=True):
     """Tokens that the pool holds; by default from free memory."""
     memory_fraction: Annotated[float, Meta(gt=0, le=1)] | Auto = "auto"
     """Share of the free memory (after weights) that the pool may take."""
+    hybrid: bool = True
+    """Whether layers with a sliding window get pages of their own, which are freed behind the window."""
+    swa_full_tokens_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """With hybrid pools, tokens of the window pages for each token of the full pages."""
     host: bool = False
+    """Whether prefixes are kept in host memory, too, and loaded back from there."""
+    host_ratio: Annotated[float, Meta(gt=0, le=1024)] = 2.0
+    """Host pages for each page of the device."""
+    host_bytes: Annotated[int, Meta(ge=0, le=2**50)] = 0
+    """Bytes of the host pages; 0 is by ``host_ratio``."""
+    host_write_policy: HostWritePolicy = "write_through"
+    """Saved as soon as computed, when a second request uses them, or when the device drops them."""
+    host_load_threshold: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 16
+    """Tokens from which on a prefix is loaded from host memory and not computed anew."""
+    storage_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Folder in which what is saved to host memory is kept across starts; none is off."""
+    storage_bytes: Annotated[int, Meta(ge=2**20, le=2**50)] = 16 * 2**30
+    """Bytes of the files in it at most; those not used for longest go first."""
+    storage_prefetch: StoragePrefetch = "timeout"
+    """Whether a request waits in the queue for what the storage has of it: not, until all is there, or so long."""
+    storage_prefetch_timeout_s: Seconds = 2.0
+    storage_prefetch_threshold: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 256
+    """Tokens from which on a prefix is fetched from the storage."""
 
 
 class Scheduler(Section, frozen=True):
@@ -111,8 +137,9 @@ class Scheduler(Section, frozen=True):
     """Decode steps from the start to the floor."""
     retract_steps: Annotated[int, Meta(ge=0, le=4096)] = 20
     """Decode steps for which a retraction is to leave room."""
-    check: Literal["idle", "every_step"] = "idle"
-    """When the owners of pages and slots prove that nothing is lost."""
+    check: Check = "idle"
+    """When the owners of pages and slots prove that nothing is lost. On becoming idle, where a leak is reported and
+    counted, or ends the engine (``strict``); after every step, where it ends the engine."""
 
 
 class Serving(Section, frozen=True):
@@ -145,11 +172,50 @@ class Observe(Section, frozen=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"
     decode_log_interval: PositiveInt = 40
-    metrics_alias: Literal["none"] = "none"
+    metrics: bool = True
+    """Whether ``/metrics`` answers; nothing is counted for it otherwise."""
+    metrics_alias: Literal["none", "sglang", "vllm"] = "none"
+    """Whose names ``/metrics`` gives beside ours, for dashboards and routers that know only those."""
+    log_requests: Annotated[int, Meta(ge=0, le=3)] = 0
+    """What the log says of every request: 0 nothing, 1 its figures, 2 sampling parameters too, 3 its text too, cut."""
     record: str | None = None
     """File that takes the recording of this run (``radjax replay``)."""
     record_limit_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 256 * 2**20
     record_token_ids: Literal["hashed", "clear"] = "hashed"
+    step_records: bool = False
+    """Whether every scheduled batch leaves a JSON line (``radjax profile analyze``)."""
+    step_records_file: Annotated[str, Meta(min_length=1, max_length=4096)] = "scheduler_profiling.jsonl"
+    step_records_console: bool = False
+    """Whether the log says from time to time what the records add up to."""
+    step_records_limit_bytes: Annotated[int, Meta(ge=2**20, le=2**40)] = 256 * 2**20
+    """Of the file and its predecessors together."""
+    step_records_files: Annotated[int, Meta(ge=1, le=16)] = 4
+    """The file and its predecessors, ``FILE.1`` the newest of them."""
+    record_step_time: bool = False
+    """Whether the state shows the newest times of decode steps by number of rows."""
+    profiler_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Where ``/start_profile`` writes unless told otherwise; by default a new folder among the temporary ones."""
+    profiler_port: Annotated[int, Meta(ge=1, le=65_535)] | None = None
+    """Port for live capture with TensorBoard. JAX listens on every interface; see ``profiler_any_interface``."""
+    profiler_any_interface: bool = False
+    """Says that whoever reaches this machine may capture profiles; ``profiler_port`` needs it."""
+    kv_events_endpoint: Address | None = None
+    """ZeroMQ address where events of the KV cache are published; they name the token ids of prompts. None: nowhere."""
+    kv_events_replay_endpoint: Address | None = None
+    """Where subscribers ask for batches that they missed."""
+    kv_events_topic: Annotated[str, Meta(max_length=256)] = ""
+    kv_events_buffer: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Newest batches that can be asked for."""
+    kv_metrics_endpoint: Address | None = None
+    """ZeroMQ address to which the state of the KV cache is pushed with every report. None: nowhere."""
+    watchdog_soft_s: Seconds = 60.0
+    """The log gets the engine's state and every thread's stack when it stands still for this long; 0 turns it off."""
+    watchdog_hard_s: Seconds = 300.0
+    """The service ends when the engine makes no progress for this long; 0 turns it off."""
+    gc_warning_s: Seconds = 0.1
+    """Garbage collections that take longer are logged; 0 turns it off."""
+    request_lifecycle: bool = False
+    """Whether the log gets an event when a request is queued, begins to run, is retracted and ends."""
 
 
 class EngineConfig(Section, frozen=True):
@@ -177,6 +243,9 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     num_parameters: int
     dtype: str
     """The dtype that the checkpoint declares."""
+    sliding_layers: int = 0
+    """Those that see only the last ``sliding_window`` tokens."""
+    sliding_window: int = 0
 
 
 class HardwareFacts(Struct, frozen=True, kw_only=True):
@@ -208,6 +277,12 @@ class Resolved(Struct, frozen=True, kw_only=True):
     page_size: int
     num_pages: int
     """Usable pages; page 0, the target of padding, is not among them."""
+    window: int = 0
+    """Tokens that the layers of the window group see; 0 where all layers share one group."""
+    window_pages: int = 0
+    """Usable pages of the window group."""
+    host_pages: int = 0
+    """Pages of the host tier; 0 without it."""
     cache_family: CacheFamily
     max_running_requests: int
     chunk_tokens: int

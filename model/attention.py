@@ -25,7 +25,7 @@ BLOCK_TOKENS = 64
 
 
 class Rows(NamedTuple):
-    """What attention needs to know of a step's rows; the same for every layer."""
+    """What attention needs to know of a step's rows; the same for every layer of a page group."""
 
     table: jax.Array
     length: jax.Array
@@ -60,15 +60,22 @@ class Backend:
     def attend(self, program: Program, batch: Batch, where: Positions) -> Attend:
         """The ``Attend`` of one step of ``program``."""
         blocking = self.blocking()
-        table = pad_table(batch.page_table, blocking.block_pages)
         decode = decode_rows(program, self.shapes)
-        pieces = None if program.family is Family.DECODE else locate_pieces(batch, where, decode)
-        length = batch.starts + batch.lengths
+        groups = (self.rows(program, batch, batch.page_table, where)._replace(prefixes=find_prefixes(batch, decode)),)
+        if batch.window_table is not None and where.window_page is not None:
+            groups += (self.rows(program, batch, batch.window_table, where._replace(page=where.window_page)),)
         heads, pool, whole = partition((None, "heads", None)), partition(POOL_AXES), PartitionSpec()
 
         def attend(
-            rows: Rows, q: jax.Array, k: jax.Array, v: jax.Array, pool_k: jax.Array, pool_v: jax.Array, window: int
+            groups: tuple[Rows, ...],
+            q: jax.Array,
+            k: jax.Array,
+            v: jax.Array,
+            pool_k: jax.Array,
+            pool_v: jax.Array,
+            window: int,
         ) -> AttendedLayer:
+            rows = groups[-1] if window else groups[0]
             fixed = Fixed(decode, replace(blocking, window=window), self.model.attention)
             sharded = jax.shard_map(
                 partial(layer, fixed=fixed),
@@ -80,7 +87,14 @@ class Backend:
             return AttendedLayer(*sharded(q, k, v, pool_k, pool_v, rows))
 
         # a pytree whose function stays the same, so that layers alike share one trace
-        return Partial(attend, Rows(table, length, where, find_prefixes(batch, decode), pieces))
+        return Partial(attend, groups)
+
+    def rows(self, program: Program, batch: Batch, table: jax.Array, where: Positions) -> Rows:
+        """The rows of one page group; ``where`` names pages of that group."""
+        decode = decode_rows(program, self.shapes)
+        pieces = None if program.family is Family.DECODE else locate_pieces(batch, table, where, decode)
+        padded = pad_table(table, self.blocking().block_pages)
+        return Rows(padded, batch.starts + batch.lengths, where, None, pieces)
 
 
 def pad_table(table: jax.Array, multiple: int) -> jax.Array:
@@ -98,10 +112,10 @@ def find_prefixes(batch: Batch, decode: int) -> Prefixes | None:
     return Prefixes(batch.shared_rows, batch.shared_blocks, begin[:decode])
 
 
-def locate_pieces(batch: Batch, where: Positions, decode: int) -> Pieces:
-    """The step's prompt pieces."""
-    table = pad_table(batch.page_table[decode:], WIDE_PAGES)
-    return Pieces(batch.offsets[decode:], batch.lengths[decode:], table, where.position)
+def locate_pieces(batch: Batch, table: jax.Array, where: Positions, decode: int) -> Pieces:
+    """The step's prompt pieces, with their pages of one group."""
+    pages = pad_table(table[decode:], WIDE_PAGES)
+    return Pieces(batch.offsets[decode:], batch.lengths[decode:], pages, where.position)
 
 
 def layer(

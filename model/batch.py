@@ -45,6 +45,8 @@ class Batch(NamedTuple):
     seed: jax.Array
     shared_rows: jax.Array | None = None
     shared_blocks: jax.Array | None = None
+    window_table: jax.Array | None = None
+    """Page table of the window group, where there is one."""
     targets: jax.Array | None = None
     repetition: jax.Array | None = None
     frequency: jax.Array | None = None
@@ -79,6 +81,8 @@ def layout(program: Program, shapes: Shapes) -> tuple[tuple[str, tuple[int, ...]
     ]
     if groups:
         fields += [("shared_rows", (groups, GROUP_ROWS)), ("shared_blocks", (groups,))]
+    if shapes.window:
+        fields.append(("window_table", (rows, shapes.pages_per_row)))
     if program.family is Family.SCORE:
         fields.append(("targets", (tokens,)))
     elif program.variant is Variant.FULL:
@@ -113,6 +117,7 @@ def pack(step: StepInput, shapes: Shapes) -> np.ndarray:
     ]
     program = Program(step.family, step.variant, step.size)
     values += find_groups(step, decode_rows(program, shapes), shapes.page_size)
+    values += step.page_tables[1:]
     if step.targets is not None:
         values.append(step.targets)
     elif step.full is not None:

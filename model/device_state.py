@@ -33,12 +33,17 @@ class DeviceState(NamedTuple):
     counts: Counts
 
 
-def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int) -> DeviceState:
-    """The state as shapes with shardings; ``num_pages`` counts page 0 too."""
+def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages: int = 0) -> DeviceState:
+    """The state as shapes with shardings; both numbers count page 0 of their group too."""
+    assert bool(window_pages) == bool(shapes.window), "the window group has pages exactly where there is one"
     spec, mesh, slots = model.spec, model.mesh, shapes.max_rows + 1
-    pages = (num_pages, model.layout.num_kv_heads, shapes.page_size, spec.head_dim)
-    page = planned(*stored(pages, model.dtype, model.attention), named(mesh, POOL_AXES))
-    layers = tuple(page for _ in range(spec.num_layers))
+
+    def of_layer(count: int) -> jax.Array:
+        pages = (count, model.layout.num_kv_heads, shapes.page_size, spec.head_dim)
+        return planned(*stored(pages, model.dtype, model.attention), named(mesh, POOL_AXES))
+
+    full, sliding = of_layer(num_pages), of_layer(window_pages)
+    layers = tuple(sliding if shapes.window and spec.window(i) else full for i in range(spec.num_layers))
     vocab = padded_vocab(spec.vocab_size, tensor_size(mesh))
     counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab")))
     last = planned((slots,), jnp.int32, named(mesh, (None,)))

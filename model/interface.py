@@ -6,9 +6,11 @@ each beginning at a multiple of ``tile``; ``score`` carries one prompt piece and
 probability of every token in it. Page 0 and slot 0 are targets for padding and belong to nobody.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import NewType, Protocol
 
 import numpy as np
@@ -62,6 +64,13 @@ class Shapes:
     pages_per_row: int
     """Width of the page table: pages of a request as long as the context."""
     vocab_size: int
+    window: int = 0
+    """Tokens that layers with a sliding window see, where these have a page group of their own; 0 where not."""
+
+    @property
+    def page_groups(self) -> int:
+        """Page tables of a step: group 0 is that of layers that see everything, group 1 that of sliding ones."""
+        return 2 if self.window else 1
 
     def rows(self, family: Family, size: int) -> int:
         """Number of rows of the program ``family`` of ``size`` (R for decode, T otherwise)."""
@@ -193,6 +202,39 @@ class CompileReport:
     from_cache: bool
 
 
+class CopyHandle(Protocol):
+    """Pages on their way from the device to host memory."""
+
+    def result(self) -> None:
+        """Wait until they are there. May be called from another thread than the runner's, once."""
+        ...
+
+
+class HostPages(Protocol):
+    """Pages in host memory, numbered from 1, and their way to the device and back."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """What the bytes of a page depend on beside its tokens: model, weights, dtype, layout."""
+        ...
+
+    def save(self, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> CopyHandle:
+        """Begin to copy pages of the device, as the steps launched so far leave them. Never blocks on the device."""
+        ...
+
+    def load(self, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
+        """Copy host pages to the device, before any step launched later. Does not wait for the device."""
+        ...
+
+    def read(self, host_page: PageId) -> bytes:
+        """The bytes of a host page; from any thread."""
+        ...
+
+    def write(self, host_page: PageId, data: bytes) -> bool:
+        """Fill a host page that nobody else uses; False if ``data`` is no page. From any thread."""
+        ...
+
+
 class Runner(Protocol):
     """The model as the scheduler sees it."""
 
@@ -205,8 +247,73 @@ class Runner(Protocol):
         """Start one step. Never blocks on the device."""
         ...
 
+    @property
+    def host(self) -> HostPages | None:
+        """Pages in host memory; None without a host tier."""
+        ...
+
     def compiled_late(self) -> int:
         """Number of programs that had to be compiled on the engine's thread after ready."""
+        ...
+
+
+@dataclass(slots=True, frozen=True)
+class ProfileOptions:
+    """What ``/start_profile`` asks for (documents: M-10, O-32). Steps are counted as ``StepInput.step`` counts them."""
+
+    output_dir: str | None
+    """None: the profiler's own folder."""
+    start_step: int | None
+    """At least the next step; None: the next."""
+    num_steps: int | None
+    """From the start step on; by stage: of each stage. None: until stopped."""
+    activities: tuple[str, ...]
+    """Of CPU, GPU (any accelerator) and MEM (a snapshot of the device's memory at the end)."""
+    with_stack: bool
+    """Whether Python's calls are traced too."""
+    record_shapes: bool
+    """Whether the compiled programs, with the shapes of their operations, are kept in the trace."""
+    profile_by_stage: bool
+    """Whether prefill and decode steps are traced apart."""
+    profile_stages: tuple[str, ...]
+    """Of prefill and decode, those that are wanted by stage."""
+    profile_id: str | None
+    """Begins the names of what is written; None: the time of day."""
+    wait_steps: int
+    """Before each trace."""
+    warmup_steps: int
+    """Traced before each trace, and thrown away: the first steps after a profiler's start are slow."""
+    active_steps: int | None
+    """Length of each trace; None: there is no schedule, and ``num_steps`` counts."""
+    repeat: int
+    """Traces of a schedule."""
+
+
+class ProfileRefused(Exception):
+    """A profile cannot be started or stopped now; its text is the answer."""
+
+
+class Profiler(Protocol):
+    """Traces of steps, as the scheduler sees them. Used on the engine's thread."""
+
+    def start(self, options: ProfileOptions) -> Path:
+        """Begin now, or with the step that is asked for; gives the folder of the traces.
+
+        Raises:
+            ProfileRefused: one is in progress, or nothing can be written.
+        """
+        ...
+
+    def stop(self) -> None:
+        """End it and write what was traced.
+
+        Raises:
+            ProfileRefused: none is in progress, or nothing can be written.
+        """
+        ...
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Name what the host does inside, while a trace runs."""
         ...
 
 

@@ -22,7 +22,9 @@ def rungs(first: int, factor: int, last: int) -> tuple[int, ...]:
     return (*sizes, last)
 
 
-def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length: int, vocab_size: int) -> Shapes:
+def make_shapes(
+    max_rows: int, chunk_tokens: int, page_size: int, context_length: int, vocab_size: int, window: int = 0
+) -> Shapes:
     """Ladders 2, 8, 32 … rows and 64, 128, 256, 1024 … tokens.
 
     A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
@@ -39,6 +41,7 @@ def make_shapes(max_rows: int, chunk_tokens: int, page_size: int, context_length
         page_size=page_size,
         pages_per_row=-(-context_length // page_size),
         vocab_size=vocab_size,
+        window=window,
     )
 
 
@@ -50,4 +53,5 @@ def shapes_of(resolved: Resolved, vocab_size: int) -> Shapes:
         resolved.page_size,
         resolved.context_length,
         vocab_size,
+        resolved.window if resolved.window_pages else 0,
     )

@@ -18,6 +18,8 @@ class Positions(NamedTuple):
     """Page that takes the entry's keys and values."""
     offset: jax.Array
     """Place inside that page."""
+    window_page: jax.Array | None = None
+    """As ``page``, of the window group where there is one."""
 
 
 def locate(batch: Batch, family: Family, shapes: Shapes) -> Positions:
@@ -36,5 +38,9 @@ def locate(batch: Batch, family: Family, shapes: Shapes) -> Positions:
     valid = row >= 0
     safe = jnp.where(valid, row, 0)
     position = jnp.where(valid, batch.starts[safe] + index - batch.offsets[safe], 0)
-    page = jnp.where(valid, batch.page_table[safe, position // shapes.page_size], 0)
-    return Positions(row, position, page, position % shapes.page_size)
+
+    def target(table: jax.Array) -> jax.Array:
+        return jnp.where(valid, table[safe, position // shapes.page_size], 0)
+
+    window_page = None if batch.window_table is None else target(batch.window_table)
+    return Positions(row, position, target(batch.page_table), position % shapes.page_size, window_page)

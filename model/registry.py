@@ -75,4 +75,6 @@ def facts(spec: ModelSpec) -> ModelFacts:
         context_length=spec.context_length,
         num_parameters=spec.num_layers * layer + embeddings,
         dtype=spec.dtype,
+        sliding_layers=sum(spec.sliding_layers),
+        sliding_window=spec.sliding_window,
     )

@@ -32,10 +32,10 @@ def rehearse(program: Program, shapes: Shapes) -> StepInput:
     return replace(step, slots=np.zeros_like(step.slots), sample=np.zeros_like(step.sample))
 
 
-def synthetic(program: Program, shapes: Shapes, context: int, num_pages: int) -> StepInput:
+def synthetic(program: Program, shapes: Shapes, context: int, num_pages: int, window_pages: int = 0) -> StepInput:
     """A full step of ``program``: every decode row behind its own ``context`` tokens, one piece in the rest.
 
-    Pages are drawn from 1 to ``num_pages``; without any, all are page 0.
+    Pages of each group are drawn from 1 to their number; without any, all are page 0.
     """
     rows, decode = shapes.rows(program.family, program.size), decode_rows(program, shapes)
     # a mixed step of decode rows and one piece; as many rows as leave the piece a tile
@@ -46,10 +46,14 @@ def synthetic(program: Program, shapes: Shapes, context: int, num_pages: int) ->
     if program.family is not Family.DECODE:
         slots[decode], starts[decode] = shapes.max_rows, context
         lengths[decode], offsets[decode] = program.size - running, running
-    table = np.zeros((rows, shapes.pages_per_row), np.int32)
     used = -(-(context + program.size) // shapes.page_size)
     width = min(used, shapes.pages_per_row)
-    table[:, :width] = np.random.default_rng(0).integers(min(1, num_pages), num_pages + 1, (rows, width))
+
+    def table(count: int) -> Int32:
+        pages = np.zeros((rows, shapes.pages_per_row), np.int32)
+        pages[:, :width] = np.random.default_rng(0).integers(min(1, count), count + 1, (rows, width))
+        return pages
+
     return StepInput(
         step=1,
         family=program.family,
@@ -63,7 +67,7 @@ def synthetic(program: Program, shapes: Shapes, context: int, num_pages: int) ->
         lengths=lengths,
         offsets=offsets,
         sample=lengths > 0,
-        page_tables=(table,),
+        page_tables=tuple(map(table, (num_pages, window_pages)[: shapes.page_groups])),
         sampling=Sampling(
             np.ones(rows, np.float32),
             np.zeros(rows, np.int32),

@@ -1,13 +1,16 @@
 """The runner: keeps the weights and the donated state, launches compiled steps."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import jax
 import numpy as np
 
 from model.batch import Program, pack
 from model.device_state import DeviceState
-from model.interface import CountRow, Family, Shapes, StepInput, StepOutput
+from model.host_pool import HostPool, SaveHandle
+from model.interface import CountRow, Family, PageId, Shapes, StepHandle, StepInput, StepOutput
 from model.programs import Programs, essential
 from model.rehearsal import rehearse
 from model.steps import Outcome
@@ -40,22 +43,87 @@ class JaxHandle:
         return host if self._rows is None else host[self._rows]
 
 
+@dataclass(slots=True, frozen=True)
+class LaunchHooks:
+    """Those who time and name steps: told of each right before it is started and right after."""
+
+    before: tuple[Callable[[StepInput], None], ...] = ()
+    after: tuple[Callable[[StepHandle], None], ...] = ()
+
+
+NO_HOOKS: Final = LaunchHooks()
+
+
+@dataclass(slots=True, frozen=True)
+class RunnerHost:
+    """``HostPages`` of a runner."""
+
+    runner: "JaxRunner"
+    pool: HostPool
+
+    @property
+    def fingerprint(self) -> bytes:
+        """See ``HostPages``."""
+        return self.pool.fingerprint
+
+    def save(self, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> SaveHandle:
+        """See ``HostPages``."""
+        return self.runner.save_pages(self.pool, pages, host_pages)
+
+    def load(self, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
+        """See ``HostPages``."""
+        self.runner.load_pages(self.pool, host_pages, pages)
+
+    def read(self, host_page: PageId) -> bytes:
+        """See ``HostPages``."""
+        return self.pool.read(host_page)
+
+    def write(self, host_page: PageId, data: bytes) -> bool:
+        """See ``HostPages``."""
+        return self.pool.write(host_page, data)
+
+
 class JaxRunner:
     """``Runner`` over compiled JAX programs. Used from one thread."""
 
-    def __init__(self, programs: Programs, leaves: Sequence[jax.Array], state: DeviceState, shapes: Shapes) -> None:
+    def __init__(
+        self,
+        programs: Programs,
+        leaves: Sequence[jax.Array],
+        state: DeviceState,
+        shapes: Shapes,
+        hooks: LaunchHooks = NO_HOOKS,
+        host: HostPool | None = None,
+    ) -> None:
         self._programs = programs
+        self._host = host
         self._leaves = tuple(leaves)
         self._state = state
         self._shapes = shapes
+        self._hooks = hooks
 
     @property
     def shapes(self) -> Shapes:
         """The ladders."""
         return self._shapes
 
+    @property
+    def host(self) -> "RunnerHost | None":
+        """Pages in host memory, if there are any."""
+        return None if self._host is None else RunnerHost(self, self._host)
+
+    def save_pages(self, host: HostPool, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> SaveHandle:
+        """Begin to copy pages to host memory, as the steps launched so far leave them."""
+        return host.save(self._state, pages, host_pages)
+
+    def load_pages(self, host: HostPool, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
+        """Copy pages from host memory; the steps launched from now on see them."""
+        self._state = host.load(self._state, host_pages, pages)
+
     def launch(self, step: StepInput) -> JaxHandle:
         """Start one step; the device runs steps in the order of launching."""
+        for hook in self._hooks.before:
+            hook(step)
         for row in step.counts:
             self._rebuild(row)
         wanted = Program(step.family, step.variant, step.size)
@@ -65,7 +133,10 @@ class JaxRunner:
             rows = self._old_rows(step, program.size)
             step = widen(step, program.size, self._shapes)
         self._state, outcome = self._programs.step(program)(self._leaves, self._state, pack(step, self._shapes))
-        return JaxHandle(outcome, rows)
+        handle = JaxHandle(outcome, rows)
+        for hook in self._hooks.after:
+            hook(handle)
+        return handle
 
     def warm_up(self) -> None:
         """Run what serving begins with once each, before it begins."""

@@ -22,3 +22,7 @@ class Channel(Protocol):
     def broadcast(self, message: Message) -> None:
         """Queue one message for every frontend. Never blocks."""
         ...
+
+    def wake(self) -> None:
+        """Make ``receive`` return, perhaps with nothing. Safe from any thread."""
+        ...

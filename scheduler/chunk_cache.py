@@ -31,6 +31,11 @@ class ChunkCache:
         """Nodes that could be evicted."""
         return 0
 
+    def path(self, key: bytes, namespace: bytes) -> list[tuple[Node, int]]:
+        """Nothing is cached."""
+        del key, namespace
+        return []
+
     def peek(self, key: bytes, namespace: bytes) -> Hit:
         """Nothing is cached."""
         del key, namespace

@@ -13,13 +13,18 @@ RequestId = str
 
 Token = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Rid = Annotated[str, Meta(min_length=1, max_length=256)]
+StepCount = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Activity = Literal["CPU", "GPU", "MEM"]
+Stage = Literal["prefill", "decode"]
 
 
 class Reason(StrEnum):
-    """Why a request waits. The planner names one; time is charged to it when it changes."""
+    """What a request's time is spent on. The planner names what holds it back; time is charged when that changes."""
 
+    TOKENIZING = "tokenizing"
+    """Its frontend reads the body, renders the template and makes tokens."""
     NEW = "new"
-    """Arrived; not yet seen by a plan."""
+    """Handed to the engine; not yet seen by a plan."""
     QUEUED_BEHIND = "queued_behind"
     """An earlier request is held back, and this one may not pass it or was not tried."""
     NO_SLOT = "no_slot"
@@ -39,7 +44,12 @@ class Reason(StrEnum):
     RETRACTED = "retracted"
     PREEMPTED = "preempted"
     """It gave way to a more urgent request."""
-    RUNNING = "running"
+    PREFILL = "prefill"
+    """A piece of its prompt is computed."""
+    DECODE = "decode"
+    """Its next tokens are computed."""
+    STALLED_READER = "stalled_reader"
+    """The engine is done; the client has not taken all of the answer."""
 
 
 class FinishReason(StrEnum):
@@ -133,11 +143,124 @@ class GetState(Struct, frozen=True, kw_only=True, tag="get_state"):
     call: Rid
 
 
+class Explain(Struct, frozen=True, kw_only=True, tag="explain"):
+    """Ask what happens to the open requests whose ``rid`` or ``group`` is exactly this."""
+
+    call: Rid
+    rid: Rid
+
+
+class Look(Struct, frozen=True, kw_only=True, tag="look"):
+    """Ask for what the engine has done since ``since_ns`` of its clock."""
+
+    call: Rid
+    since_ns: Annotated[int, Meta(ge=0)] = 0
+    tree: bool = False
+    """Whether the most used prefixes are wanted too."""
+
+
+class AttachStorage(Struct, frozen=True, kw_only=True, tag="attach_storage"):
+    """Begin to use a storage below the host tier."""
+
+    call: Rid
+    directory: Annotated[str, Meta(min_length=1, max_length=4096)]
+    prefetch: Literal["best_effort", "wait_complete", "timeout"] | None = None
+    """None leaves the policy as it is."""
+
+
+class DetachStorage(Struct, frozen=True, kw_only=True, tag="detach_storage"):
+    """Use the storage no longer; what it holds stays."""
+
+    call: Rid
+
+
+class ClearStorage(Struct, frozen=True, kw_only=True, tag="clear_storage"):
+    """Delete what the storage holds."""
+
+    call: Rid
+
+
+class StartProfile(Struct, frozen=True, kw_only=True, tag="start_profile", omit_defaults=True):
+    """Trace the device and the host for some steps; the fields are those of ``ProfileOptions``."""
+
+    call: Rid
+    output_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    start_step: StepCount | None = None
+    num_steps: StepCount | None = None
+    activities: Annotated[tuple[Activity, ...], Meta(min_length=1, max_length=3)] = ("CPU", "GPU")
+    with_stack: bool = False
+    record_shapes: bool = False
+    profile_by_stage: bool = False
+    profile_stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=2)] = ("prefill", "decode")
+    profile_id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] | None = None
+    wait_steps: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    warmup_steps: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    active_steps: StepCount | None = None
+    repeat: Annotated[int, Meta(ge=1, le=100)] = 1
+
+
+class StopProfile(Struct, frozen=True, kw_only=True, tag="stop_profile"):
+    """End the trace and write it."""
+
+    call: Rid
+
+
+PauseMode = Literal["abort", "retract", "in_place"]
+
+
+class PauseGeneration(Struct, frozen=True, kw_only=True, tag="pause_generation"):
+    """Launch no more steps; the reply comes once nothing is in flight.
+
+    ``abort`` ends every request, ``retract`` sends the running ones back to the queue, ``in_place`` leaves them their
+    slots and pages.
+    """
+
+    call: Rid
+    mode: PauseMode = "abort"
+
+
+class ContinueGeneration(Struct, frozen=True, kw_only=True, tag="continue_generation"):
+    """End a pause; harmless without one."""
+
+    call: Rid
+
+
+class FreezeGC(Struct, frozen=True, kw_only=True, tag="freeze_gc"):
+    """Collect garbage, and let no later collection look at what is left."""
+
+    call: Rid
+
+
+class DumpState(Struct, frozen=True, kw_only=True, tag="dump_state"):
+    """Ask for the scheduler's state, and have it logged (document: O-33)."""
+
+    call: Rid
+
+
 class Shutdown(Struct, frozen=True, kw_only=True, tag="shutdown"):
     """Abort everything and leave the loop."""
 
 
-Command = Generate | Abort | AbortAll | Stop | FlushCache | GetState | Shutdown
+Command = (
+    Generate
+    | Abort
+    | AbortAll
+    | Stop
+    | FlushCache
+    | AttachStorage
+    | DetachStorage
+    | ClearStorage
+    | GetState
+    | Explain
+    | Look
+    | StartProfile
+    | StopProfile
+    | PauseGeneration
+    | ContinueGeneration
+    | FreezeGC
+    | DumpState
+    | Shutdown
+)
 
 
 # ---- engine -> frontend
@@ -164,6 +287,19 @@ class Delta(Struct, frozen=True, kw_only=True, tag="delta", omit_defaults=True):
     """Prompt tokens taken from the cache; with the first delta."""
 
 
+class Phase(Struct, frozen=True, array_like=True):
+    """A stretch of a request's time that has one reason. Nanoseconds of whoever measured it."""
+
+    reason: Reason
+    start_ns: int
+    end_ns: int
+    first: int = 0
+    """Of a prompt piece: its tokens ``[first, last)``."""
+    last: int = 0
+    by: str | None = None
+    """Of a preemption: the id of the request that was let in instead."""
+
+
 class RequestTimes(Struct, frozen=True, kw_only=True):
     """Nanoseconds of the engine's clock, which is read once a turn, before the turn's step is launched and one is read.
 
@@ -177,6 +313,12 @@ class RequestTimes(Struct, frozen=True, kw_only=True):
     finished_ns: int
     waited_ns: dict[str, int]
     """By ``Reason``; the parts sum to finished − arrived."""
+    phases: list[Phase] = []
+    """In order and without a gap; the first ``request.MAX_PHASES``."""
+    omitted: int = 0
+    """Phases after those; their time is in ``waited_ns``."""
+    reason: Reason = Reason.NEW
+    """What the rest of the turn is spent on, which the engine's clock does not see."""
 
 
 class Finished(Struct, frozen=True, kw_only=True, tag="finished", omit_defaults=True):
@@ -217,15 +359,90 @@ class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", omit_defaults=
     message: str
     param: str | None = None
     retry_after_s: float | None = None
+    times: RequestTimes | None = None
+    """Of one that was dropped from the queue."""
 
 
-class Reply(Struct, frozen=True, kw_only=True, tag="reply"):
+class Story(Struct, frozen=True, kw_only=True):
+    """A request as it stands or ended, and where its time went; no text and no token of it."""
+
+    rid: RequestId
+    group: str | None
+    state: Literal["waiting", "running", "ended"]
+    outcome: str
+    """How it ended; empty while it is open."""
+    prompt_tokens: int
+    cached_tokens: int
+    computed_tokens: int
+    output_tokens: int
+    retractions: int
+    times: RequestTimes
+    """Of an open request up to now, for the reason of now."""
+
+
+class StepMark(Struct, frozen=True, array_like=True):
+    """One step that was read."""
+
+    step: int
+    start_ns: int
+    """When the device could begin with it."""
+    end_ns: int
+    family: str
+    size: int
+    """The bucket in which it ran."""
+    tokens: int
+    """Without padding."""
+    decode_rows: int
+    pieces: int
+    running: int
+    """After it; so is the next."""
+    queued: int
+
+
+class HotPrefix(Struct, frozen=True, array_like=True):
+    """A node of the prefix tree."""
+
+    number: int
+    parent: int
+    """Number of the node above; 0 is the root."""
+    pages: int
+    uses: int
+    age: int
+    """Uses of the tree since this node was last used."""
+    locked: bool
+
+
+class Frame(Struct, frozen=True, kw_only=True):
+    """What happened in an engine since some time, for the live page. All its lists are bounded."""
+
+    replica: int
+    now_ns: int
+    steps: list[StepMark]
+    stories: list[Story]
+    """Running, waiting in the order of the queue, then those that ended since; phases over before are left out."""
+    omitted: int
+    """Requests that were too many."""
+    pages: dict[str, int]
+    """By state: free, cached, shared, own."""
+    tree: list[HotPrefix] | None
+    """The most used prefixes, parents first; None unless asked for."""
+
+
+StateScalar = str | int | float | bool | None
+StateValue = StateScalar | list[StateScalar] | dict[str, StateScalar | list[StateScalar]]
+
+
+class Reply(Struct, frozen=True, kw_only=True, tag="reply", omit_defaults=True):
     """Answer to a control command."""
 
     call: str
     success: bool
     message: str
-    state: dict[str, str | int | float | bool | None] = {}
+    state: dict[str, StateValue] = {}
+    stories: list[Story] = []
+    """Of ``Explain``."""
+    frame: Frame | None = None
+    """Of ``Look``."""
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
@@ -244,6 +461,8 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     architecture: str
     banner: list[str]
     """Lines that describe the resolved configuration and the memory plan."""
+    page_size: int = 0
+    num_pages: int = 0
 
 
 FAILED: Final = "failed"
@@ -269,6 +488,25 @@ Message = Batch | Reply | Ready | Progress
 
 
 # ---- engine, frontends -> collector
+
+
+class TierStats(Struct, frozen=True, kw_only=True):
+    """Figures of the tiers below the cache, in tokens. All but the first two are totals since start."""
+
+    host_used: int
+    host_total: int
+    cached_host: int
+    """Of ``StepStats.cached_tokens``, those that were loaded from host memory, where a request had left them."""
+    cached_storage: int
+    """Of the same, those that a storage had brought there."""
+    saved: int
+    """Copied to host memory."""
+    loaded: int
+    """Copied back, for requests that were retracted too."""
+    host_evicted: int
+    stored: int
+    """Given to the storage, whether it had them already or not."""
+    fetched: int
 
 
 class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
@@ -309,6 +547,34 @@ class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
     """Dropped from a full queue for a more urgent request."""
     waiting_timeouts: int = 0
     running_timeouts: int = 0
+    input_throughput: float = 0.0
+    """Prompt tokens computed a second over the recent window; 0 when idle."""
+    tokens_free: int = 0
+    """Of pages that neither a request nor the prefix cache holds."""
+    decode_tokens: int = 0
+    """Of the scheduled tokens, those of decode rows."""
+    retracted_input_tokens: int = 0
+    """Prompt tokens of requests, once for each time that they were retracted."""
+    retracted_output_tokens: int = 0
+    family: Literal["", "decode", "mixed", "score"] = ""
+    """Of the step that was read; empty when there was none, and then the next two are 0."""
+    size: int = 0
+    """The bucket in which it ran."""
+    step_tokens: int = 0
+    """Its tokens without padding."""
+    num_grammar_queue: int | None = None
+    """Here and below None stands for a feature that the engine does not have."""
+    spec_accept_length: float | None = None
+    num_prealloc_queue: int | None = None
+    num_transfer_queue: int | None = None
+    swa_token_usage: float | None = None
+    """Share of the window group in use, where there is one; ``tokens_used`` and the like are of the other."""
+    paused: bool = False
+    """Whether generation stands still on command."""
+    leaks: int = 0
+    """Of pages and slots, found when the engine came to rest."""
+    tiers: TierStats | None = None
+    """None without a host tier."""
 
 
 class RequestStats(Struct, frozen=True, kw_only=True, tag="request_stats"):
@@ -325,6 +591,44 @@ class RequestStats(Struct, frozen=True, kw_only=True, tag="request_stats"):
     e2e_s: float
     inter_token_s: list[float]
     """Bounded: at most 4096 gaps; longer requests report a sample."""
+    streaming: bool = False
+    max_tokens: int = 0
+    """As asked for."""
+    choices: int = 1
+    """Of the call that it belongs to."""
+    prefill_s: float = 0.0
+    """Admission to first token, by the engine's clock; so is the next."""
+    decode_s: float = 0.0
+    """First token to the end."""
+    retractions: int = 0
+    refusal: str = ""
+    """The code of a rejection."""
 
 
-Stats = StepStats | RequestStats
+class StepTimes(Struct, frozen=True, kw_only=True, tag="step_times"):
+    """How long one step took, by the engine process's clock. Seconds."""
+
+    replica: int
+    family: Literal["decode", "mixed", "score"]
+    size: int
+    step_s: float
+    """From the end of the step read before to the end of this one, of the time in which there was work."""
+    receive_s: float
+    """Here and below the work of the host, without its waiting."""
+    plan_s: float
+    launch_s: float
+    commit_s: float
+    emit_s: float
+
+
+class Compiled(Struct, frozen=True, kw_only=True, tag="compiled"):
+    """A program of the engine became ready."""
+
+    family: Literal["decode", "mixed", "score"]
+    variant: Literal["lean", "full"]
+    size: int
+    seconds: float
+    from_cache: bool
+
+
+Stats = StepStats | RequestStats | StepTimes | Compiled

@@ -1,7 +1,6 @@
 """Commands from the frontends: a table from type to handler."""
 
 import logging
-from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -11,19 +10,23 @@ from scheduler.commands import (
     Abort,
     AbortAll,
     AbortCause,
+    AttachStorage,
+    ClearStorage,
     Command,
+    DetachStorage,
     FinishReason,
-    FlushCache,
     Generate,
-    GetState,
     Rejected,
     Reply,
     Shutdown,
+    StartProfile,
     Stop,
+    StopProfile,
 )
 from scheduler.deadlines import TimeLimits, overdue_running, overdue_waiting
 from scheduler.gates import Limits, Load, allowed_new_tokens, excess, refusal
 from scheduler.observe import Monitor
+from scheduler.operations import Handler, Operations
 from scheduler.port import Answer
 from scheduler.prefix_cache import namespace
 from scheduler.priority import displaced, urgency
@@ -32,8 +35,6 @@ from scheduler.results import Results
 from scheduler.roster import Roster
 
 logger = logging.getLogger(__name__)
-
-FIRST_RIDS = 5
 
 
 class Control:
@@ -47,6 +48,7 @@ class Control:
         eos_ids: tokens that end a request unless it ignores them.
         max_inflight: unread sampled tokens that a request may have when it is planned again.
         time_limits: how long it may wait and run.
+        operations: handles what concerns no single request.
     """
 
     def __init__(
@@ -58,11 +60,13 @@ class Control:
         eos_ids: tuple[int, ...],
         max_inflight: int,
         time_limits: TimeLimits,
+        operations: Operations,
     ) -> None:
         self.shut = False
         """Whether the engine is to leave its loop."""
         self.fresh: list[Request] = []
         """Accepted since the last plan."""
+        self.pause = operations.pause
         self._roster = roster
         self._results = results
         self._monitor = monitor
@@ -71,20 +75,25 @@ class Control:
         self._max_inflight = max_inflight
         self._time_limits = time_limits
         self._arrived = 0
-        self._handlers: dict[type[Command], Callable[[Origin, Command, int], list[Answer]]] = {
+        self.handlers: dict[type[Command], Handler] = {
             Generate: self._generate,
             Abort: self._abort,
             AbortAll: self._abort_all,
             Stop: self._stop,
-            FlushCache: self._flush,
-            GetState: self._state,
+            AttachStorage: self._storage,
+            DetachStorage: self._storage,
+            ClearStorage: self._storage,
             Shutdown: self._shutdown,
+            StartProfile: self._no_profiler,
+            StopProfile: self._no_profiler,
+            **operations.handlers,
         }
+        """Who carries out each command; before the loop begins, those who can do more take theirs."""
 
     def handle(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         """Do what the command asks. A failure is answered to its sender and the engine lives."""
         try:  # document: O-14
-            return self._handlers[type(command)](origin, command, now_ns)
+            return self.handlers[type(command)](origin, command, now_ns)
         except Exception:
             logger.exception("a command of frontend %d failed: %s", origin, _name(command))
             return self._failed(origin, command)
@@ -94,9 +103,9 @@ class Control:
         if isinstance(command, Generate):
             self._monitor.counters.rejected += 1
             return [(origin, Rejected(rid=command.rid, status=500, code="internal_error", message=message))]
-        if isinstance(command, FlushCache | GetState):
-            return [(origin, Reply(call=command.call, success=False, message=message))]
-        return []
+        if isinstance(command, Abort | AbortAll | Stop | Shutdown):
+            return []
+        return [(origin, Reply(call=command.call, success=False, message=message))]
 
     def _generate(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         assert isinstance(command, Generate)
@@ -201,38 +210,23 @@ class Control:
             if request.rid == command.rid
         ]
 
-    def _flush(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
+    def _storage(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         del now_ns
-        assert isinstance(command, FlushCache)
-        if not self._roster.idle:
-            message = f"Not flushed: {len(self._roster.running)} requests run, {len(self._roster.waiting)} wait."
+        assert isinstance(command, AttachStorage | DetachStorage | ClearStorage)
+        tiers = self._roster.tiers
+        if tiers is None:
+            message = "There is no host tier: it is switched on with cache.host."
             return [(origin, Reply(call=command.call, success=False, message=message))]
-        pages = self._roster.kv.flush()
-        logger.info("prefix cache flushed: %d pages", pages)
-        return [(origin, Reply(call=command.call, success=True, message=f"Flushed {pages} pages."))]
+        return [*tiers.command(origin, command)]
 
-    def _state(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
-        assert isinstance(command, GetState)
-        roster, kv = self._roster, self._roster.kv
-        available = kv.available()[0]
-        running = [request.rid for request in roster.running.values()]
-        state: dict[str, str | int | float | bool | None] = {
-            "timestamp_ns": now_ns,
-            "num_running": len(running),
-            "running_rids": " ".join(running[:FIRST_RIDS]),
-            "num_waiting": len(roster.waiting),
-            "waiting_rids": " ".join(r.rid for r in list(roster.waiting.values())[:FIRST_RIDS]),
-            "available_tokens": available * kv.page_size,
-            "cached_tokens": kv.cached * kv.page_size,
-            "total_tokens": kv.num_pages * kv.page_size,
-            "token_usage": 1 - available / kv.num_pages,
-            "free_slots": kv.free_slots,
-        }
-        return [(origin, Reply(call=command.call, success=True, message="", state=state))]
+    def _no_profiler(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
+        del now_ns
+        assert isinstance(command, StartProfile | StopProfile)
+        return [(origin, Reply(call=command.call, success=False, message="There is no profiler here."))]
 
     def _shutdown(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         self.shut = True
-        return self._abort_all(origin, command, now_ns)
+        return [*self._abort_all(origin, command, now_ns), *self.pause.give_up()]
 
 
 def _name(command: Command) -> str:

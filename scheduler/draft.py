@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from model.interface import Family, Shapes
-from scheduler.commands import Reason
+from scheduler.commands import PauseMode, Reason
 from scheduler.kv_cache import Lease
 from scheduler.preemption import Preemption, Shortfall
 from scheduler.radix_cache import Hit
@@ -51,6 +51,10 @@ class Budgets:
     """Tokens of an uncached prefix that are worth waiting for when another request computes them now; 0 waits never."""
     reuse: bool = True
     """Whether there is a prefix cache at all."""
+    window: int = 0
+    """Tokens that layers with a sliding window see, where they have a page group of their own; 0 where not."""
+    window_pages: int = 0
+    """Of that group."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -65,7 +69,8 @@ class View:
     available: tuple[int, ...]
     """Pages that are free or evictable, by group."""
     peek: Callable[[Request], Hit]
-    reclaimable: Callable[[Lease], int]
+    reclaimable: Callable[[Lease], tuple[int, ...]]
+    """Pages that would be available if the lease were closed, by group."""
     shapes: Shapes
     max_rows: int
     """Rows that a plan may hold."""
@@ -78,6 +83,8 @@ class View:
     preemption: Preemption | None = None
     """When running requests give way to more urgent ones; None: never."""
     budgets: Budgets = Budgets()
+    pause: PauseMode | None = None
+    """Why no work is planned: generation stands still."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,6 +107,8 @@ class Plan:
     """Running requests left out, then those of the queue that were tried and not admitted, at least the first; all
     behind the last of them are queued behind it."""
     passed: tuple[Passed, ...] = ()
+    newcomer: Request | None = None
+    """With ``preempt``: who is let in."""
 
     @property
     def idle(self) -> bool:
@@ -120,6 +129,7 @@ class Plan:
                 [request.number for request in self.drain],
                 [(request.number, reason) for request, reason in self.blocked],
                 [(request.number, times) for request, times in self.passed],
+                self.newcomer and self.newcomer.number,
             )
         )
 
@@ -129,8 +139,8 @@ class Draft:
     """A plan in the making."""
 
     view: View
-    spare: int
-    """Pages not yet promised."""
+    spare: tuple[int, ...]
+    """Pages not yet promised, by group. Rows take as many in each group, so the smallest decides."""
     decode: list[Request] = field(default_factory=list[Request])
     fresh: int = 0
     """Decode rows that need a page."""
@@ -148,13 +158,22 @@ class Draft:
     passed: list[Passed] = field(default_factory=list[Passed])
     newcomer: Request | None = None
     """The first of the queue, if others may give way to it."""
-    short: Shortfall = Shortfall(0, 0)
+    short: Shortfall = Shortfall(0, (0,))
     """What it lacks."""
 
     @property
     def rows(self) -> int:
         """Rows so far."""
         return len(self.decode) + len(self.pieces)
+
+    def promise(self, pages: int) -> None:
+        """Keep so many pages of each group for a row."""
+        self.spare = tuple([left - pages for left in self.spare])
+
+    def spare_after(self, hit: Hit) -> tuple[int, ...]:
+        """Pages not yet promised once a prefix is locked and loaded, by group."""
+        taken = (hit.unlocked + hit.host, hit.window_unlocked)
+        return tuple([left - pages for left, pages in zip(self.spare, taken, strict=False)])
 
     def room(self, decode_rows: int) -> int:
         """Tokens that a further piece may have."""

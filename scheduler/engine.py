@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from model.interface import Family, Runner
 from scheduler.batch_builder import BatchBuilder
-from scheduler.commands import Reason
+from scheduler.charges import Charges
+from scheduler.commands import Reason, StateValue
 from scheduler.control import Control
 from scheduler.draft import Budgets
-from scheduler.invariants import check
+from scheduler.invariants import check, faults, prove
 from scheduler.observe import Committed, Monitor
 from scheduler.order import Order, Queue
 from scheduler.planner import Plan, View
@@ -20,8 +21,9 @@ from scheduler.port import Answer, Port
 from scheduler.preemption import Preemption
 from scheduler.radix_cache import Hit
 from scheduler.request import Request
-from scheduler.results import Results, Step, held_back
+from scheduler.results import Results, Step
 from scheduler.roster import Roster
+from scheduler.state import dump_state
 from scheduler.step_log import describe
 from scheduler.token_ratio import TokenRatio
 
@@ -40,6 +42,14 @@ class Policy:
     """When running requests give way to more urgent ones; None: never."""
     budgets: Budgets = Budgets()
     order_seed: int = 0
+    strict: bool = True
+    """A leak that is found while the engine rests ends it; otherwise it is reported and counted."""
+
+
+PAUSED_S = 10.0
+"""How long the engine sleeps at most in a pause, so that the time-outs of requests are seen."""
+STALL_S = 0.02
+"""How long the engine sleeps at most while all requests wait for the storage, so that their time-outs are seen."""
 
 
 class Engine:
@@ -56,6 +66,10 @@ class Engine:
         control: Control,
         monitor: Monitor,
     ) -> None:
+        self.handlers = control.handlers
+        """Who carries out each command; before the loop begins, those who can do more take theirs."""
+        self.occupancy = roster.occupancy
+        """How full it is now."""
         self._port = port
         self._roster = roster
         self._policy = policy
@@ -68,8 +82,7 @@ class Engine:
         self._now_ns = 0
         self._last_family: Family | None = None
         self._last_prompts: Family | None = None
-        self._held: dict[int, Request] = {}
-        """Requests that wait for a reason other than the queue's order."""
+        self._charges = Charges()
         self._rested = True
 
     @property
@@ -79,19 +92,27 @@ class Engine:
 
     def receive(self) -> list[Answer]:
         """Read and handle all commands that wait; blocks for the first while there is nothing else to do."""
-        if self._roster.idle:
+        pause = self._control.pause
+        if not pause.pending and (self._roster.idle or pause.mode is not None):
             if not self._rested:
                 self._rest()
-            tick = self._port.wait()
+            tick = self._port.wait(None if self._roster.idle else PAUSED_S)
+        elif self._roster.stalled:
+            tick = self._port.wait(STALL_S)
         else:
             tick = self._port.poll()
         self._now_ns = tick.now_ns
         self._monitor.tell(tick)
-        answers: list[Answer] = []
+        answers: list[Answer] = self._roster.completed(tick.completions, tick.now_ns)
+        self._rested = self._rested and not tick.completions
         for origin, command in tick.commands:
             self._rested = False
             answers += self._control.handle(origin, command, tick.now_ns)
-        return answers + self._control.expire(tick.now_ns)
+        answers += self._control.expire(tick.now_ns)
+        if pause.pending and pause.settled:
+            self._rest()  # figures and events are out before anybody hears of the pause (documents: P-1, P-2, P-3)
+            answers += pause.rested()
+        return answers
 
     def plan(self) -> Plan:
         """Decide what comes next; changes nothing."""
@@ -110,6 +131,7 @@ class Engine:
             last_prompts=self._last_prompts,
             preemption=policy.preemption,
             budgets=policy.budgets,
+            pause=self._control.pause.mode,
         )
         return make_plan(view)
 
@@ -117,9 +139,9 @@ class Engine:
         """Carry out a plan and start its step; None if it has no work. Never blocks on the device."""
         self._monitor.tell(plan)
         self._move(plan)
-        self._charge(plan)
+        self._charges.charge(plan, self._control.fresh, self._control.pause.mode is not None, self._now_ns)
         if not plan.size:
-            if plan.idle:
+            if plan.idle and self._control.pause.mode is None:
                 rows = self._roster.running.values()
                 assert not self._roster.running or any(row.unread for row in rows), "the plan makes no progress"
             return None
@@ -154,6 +176,15 @@ class Engine:
         self._report()
         return answers
 
+    def state(self) -> dict[str, StateValue]:
+        """See ``dump_state``."""
+        return dump_state(self._roster, self._monitor, self._now_ns)
+
+    def close(self) -> None:
+        """Let go of what works beside this thread. The last call."""
+        if self._roster.tiers is not None:
+            self._roster.tiers.host.copies.close()
+
     def emit(self, answers: list[Answer]) -> None:
         """Send answers to the frontends."""
         if answers:
@@ -182,55 +213,43 @@ class Engine:
         return self._roster.kv.peek(request.tokens(0, request.match_end), request.namespace)
 
     def _rest(self) -> None:
-        """What is due when the last request has gone."""
+        """What is due when the last request has gone, or when generation has come to stand still."""
         self._rested = True
-        self._policy.token_ratio.reset()
+        if self._roster.idle:
+            self._policy.token_ratio.reset()
         self._monitor.rest()
-        check(self._roster)
+        self._monitor.leaked(prove(self._roster) if self._policy.strict else faults(self._roster))
         self._report()
 
     def _report(self) -> None:
-        ratio = self._policy.token_ratio.value
-        self._monitor.report(self._step, self._now_ns, ratio, self._runner.compiled_late())
+        ratio, paused = self._policy.token_ratio.value, self._control.pause.mode is not None
+        self._monitor.report(self._step, self._now_ns, ratio, self._runner.compiled_late(), paused)
 
     def _move(self, plan: Plan) -> None:
         """Move requests between queue and running. All admitted prefixes are locked before any page is evicted."""
+        paused = self._control.pause.mode is not None
         for request in plan.retract:
             self._roster.requeue(request)
-            request.waits.change(Reason.RETRACTED, self._now_ns)
+            request.waits.change(Reason.PAUSED if paused else Reason.RETRACTED, self._now_ns)
         for request in plan.preempt:
             self._roster.requeue(request)
             request.preemptions += 1
-            request.waits.change(Reason.PREEMPTED, self._now_ns)
-        self._monitor.counters.preemptions += len(plan.preempt)
-        self._monitor.counters.retractions += len(plan.retract) + len(plan.preempt)
-        if plan.retract:
+            request.waits.change(Reason.PREEMPTED, self._now_ns, plan.newcomer and plan.newcomer.rid)
+        if not paused:
+            self._monitor.retracted(plan)
+        if plan.retract and not paused:
             self._policy.token_ratio.retracted(self._roster.running.values())
         for request, times in plan.passed:
             request.passed_over += times
         for request in plan.admit:
             self._roster.admit(request)
             self._builder.bind(request)
-            request.waits.change(Reason.RUNNING, self._now_ns)
+            request.waits.change(request.work, self._now_ns)
             if not request.retractions:
                 request.admitted_ns = self._now_ns
                 request.cached_tokens = request.computed
             self._monitor.admitted(request)
-
-    def _charge(self, plan: Plan) -> None:
-        """Charge time to new reasons: of those held back now, those no longer, and those just arrived."""
-        held = {request.number: request for request, _ in plan.blocked}
-        held.update((request.number, request) for request in plan.drain)
-        for request, reason in plan.blocked:
-            held_back(request, reason, self._now_ns)
-        for request in plan.drain:
-            held_back(request, Reason.DRAINING, self._now_ns)
-        for request in [*self._held.values(), *self._control.fresh]:
-            if request.number not in held and request not in plan.retract and request not in plan.preempt:
-                free = Reason.QUEUED_BEHIND if request.lease is None else Reason.RUNNING
-                held_back(request, free, self._now_ns)
-        self._held = held
-        self._control.fresh.clear()
+        self._roster.load(plan.admit)
 
     def _provide(self, plan: Plan) -> None:
         """Give every row its pages. Pages that decode rows have filled go to the tree when the next is taken."""
@@ -252,11 +271,14 @@ class Engine:
             request.inflight += 1
             request.unread += 1
             request.planned = step
+            if request.waits.reason is Reason.PREFILL and request.output:  # its first token was read before this turn
+                request.waits.change(Reason.DECODE, self._now_ns)
         for request, start, length, samples in plan.pieces:
             request.computed = start + length
             request.inflight += samples
             request.unread += 1
             request.planned = step
+            request.waits.piece(start, start + length, self._now_ns)
             if plan.family is Family.SCORE:
                 request.next_score += length
             lease = request.lease

@@ -51,6 +51,30 @@ def expected_tokens(running: Iterable[Request], ratio: float) -> float:
     return output * ratio + unmet
 
 
+def window_tokens(request: Request, left: int, window: int, chunk: int) -> int:
+    """Tokens of the window group that a request takes at once at most (SGLang's window budget).
+
+    Args:
+        request: one that waits.
+        left: known tokens of it that are not cached.
+        window: tokens that a sliding layer sees.
+        chunk: prompt tokens of one step at most.
+    """
+    return max(min(left, chunk) - window, 0) + min(left + new_tokens(request), window)
+
+
+def expected_window_tokens(running: Iterable[Request], window: int, page_size: int) -> int:
+    """Tokens of the window group that running requests will still take: what they lack of a window."""
+    total = 0
+    for request in running:
+        if request.finish is None:
+            lease = lease_of(request)
+            held = lease.capacity - lease.dropped * page_size
+            ahead = request.length + new_tokens(request) - lease.capacity
+            total += max(0, min(ahead, window + page_size - held))
+    return total
+
+
 def course(request: Request, ratio: float) -> Course:
     """What is expected of one request; one that ignores the end of sequence is expected to use all it may."""
     share = 1.0 if request.params.ignore_eos else ratio

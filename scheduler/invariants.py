@@ -1,6 +1,76 @@
 """Proof that nothing is lost: every page, slot, lock and request is accounted for."""
 
+from itertools import islice
+
+from scheduler.page_use import idle_fields
 from scheduler.roster import Roster
+
+MAX_NAMED = 16
+"""Pages, and slots, that a report names."""
+
+
+class LeakError(AssertionError):
+    """Something is held that nobody uses."""
+
+
+def prove(roster: Roster) -> list[str]:
+    """See ``faults``; there are none.
+
+    Raises:
+        LeakError: there are.
+    """
+    if found := faults(roster):
+        raise LeakError("; ".join(found))
+    return []
+
+
+def faults(roster: Roster) -> list[str]:
+    """What is wrong while the engine rests: leaks by the documents' names, then anything else that does not hold."""
+    found = [] if roster.running else leaks(roster)
+    try:
+        check(roster)
+    except AssertionError as error:
+        found.append(str(error))
+    return found
+
+
+def leaks(roster: Roster) -> list[str]:
+    """Pages and slots that are held although no request runs (documents: M-11, M-12, M-13)."""
+    kv, groups, found = roster.kv, list(roster.kv.use()), list[str]()
+    if any(group.used for group in groups):
+        if len(groups) > 1:
+            fields = idle_fields(groups, kv.page_size)
+        else:
+            total, free, evictable, protected = (pages * kv.page_size for pages in groups[0])
+            fields = {"max_total_num_tokens": total, "available_size": free}
+            fields |= {"evictable_size": evictable, "protected_size": protected}
+        found.append(f"token_to_kv_pool_allocator memory leak detected! {_listed(fields)}; {_holders(roster)}")
+    slots = len(kv.tables[0]) - 1
+    if kv.free_slots != slots:
+        fields = {"available_size": kv.free_slots, "total_size": slots}
+        found.append(f"req_to_token_pool memory leak detected! {_listed(fields)}; {_holders(roster)}")
+    return found
+
+
+def _listed(fields: dict[str, int]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in fields.items())
+
+
+def _holders(roster: Roster) -> str:
+    """Whose slots have pages still, by their page tables; what is in no table is held by nobody."""
+    held: list[str] = []
+    known = 0
+    for slot, row in enumerate(roster.kv.tables[0]):
+        pages: list[int] = row[row > 0].tolist()
+        if not pages:
+            continue
+        known += len(pages)
+        named = " ".join(map(str, pages[:MAX_NAMED]))
+        held.append(f"slot {slot}, last of request {roster.holders.get(slot, '?')}, holds pages {named}")
+    lost = roster.kv.use()[0].used - known
+    if lost > 0:
+        held.append(f"{lost} pages are in no page table")
+    return "; ".join(islice(held, MAX_NAMED)) or "no page table holds a page"
 
 
 def check(roster: Roster) -> None:

@@ -6,7 +6,8 @@ pages of the cache (``shared`` of them, locked) and pages of its own:
     |-- shared: in the cache --|-- its own --|
     0              shared * page size    capacity
 
-Page groups: ``Lease.pages``, ``available`` and the page tables are tuples by group; there is one.
+Page groups: ``Lease.pages``, ``available`` and the page tables are tuples by group; here there is one, and two in
+``scheduler.hybrid_cache``.
 """
 
 from collections import Counter
@@ -15,9 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.interface import Int32, PageId, SlotId
+from scheduler.host_tier import Held, HostTier
 from scheduler.page_allocator import PageAllocator
+from scheduler.page_use import GroupUse
 from scheduler.prefix_cache import PrefixCache
-from scheduler.radix_cache import Hit, Node
+from scheduler.radix_cache import Hit, Node, prefix_to
 from scheduler.slots import Slots
 
 
@@ -39,6 +42,15 @@ class Lease:
     """Of its request; what it uses is kept as long as that is worth (``cache.eviction: priority``)."""
     published: int = 0
     """Leading pages that the cache has been offered: those it shares, or those that it would not take."""
+    dropped: int = 0
+    """Leading pages of the window group that it holds no longer (``scheduler.hybrid_cache``)."""
+    held: Held | None = None
+    """Host pages that follow those it shares; loaded before its request does anything."""
+
+    @property
+    def reach(self) -> int:
+        """Leading pages that its request need not compute."""
+        return self.shared + (len(self.held.pages) if self.held else 0)
 
 
 class KVCache:
@@ -49,7 +61,13 @@ class KVCache:
     """
 
     def __init__(
-        self, pages: PageAllocator, slots: Slots, cache: PrefixCache, page_size: int, pages_per_row: int
+        self,
+        pages: PageAllocator,
+        slots: Slots,
+        cache: PrefixCache,
+        page_size: int,
+        pages_per_row: int,
+        host: HostTier | None = None,
     ) -> None:
         self.page_size = page_size
         self.tables: tuple[Int32, ...] = (np.zeros((slots.num_slots + 1, pages_per_row), np.int32),)
@@ -60,6 +78,7 @@ class KVCache:
         self._slots = slots
         self._cache = cache
         self._leases: dict[SlotId, Lease] = {}
+        self._host = host
 
     @property
     def num_pages(self) -> int:
@@ -77,6 +96,11 @@ class KVCache:
         return len(self._leases)
 
     @property
+    def root(self) -> Node:
+        """The empty prefix of the cache."""
+        return self._cache.root
+
+    @property
     def cached(self) -> int:
         """Pages in the prefix cache."""
         return self._cache.cached
@@ -85,19 +109,53 @@ class KVCache:
         """Pages that could be had now, by group: free, or evictable."""
         return (len(self._pages) + self._cache.evictable,)
 
+    def free(self) -> tuple[int, ...]:
+        """Pages that neither a lease nor the prefix cache holds, by group."""
+        return (len(self._pages),)
+
     def peek(self, tokens: Int32, namespace: bytes) -> Hit:
         """What of ``tokens`` is cached. Changes nothing."""
-        return self._cache.peek(tokens.tobytes(), namespace)
+        key = tokens.tobytes()
+        hit = self._cache.peek(key, namespace)
+        return hit if self._host is None else hit._replace(host=self._host.reach(key, namespace, hit.pages))
 
     def open(self, tokens: Int32, namespace: bytes, priority: int = 0) -> Lease:
-        """Take a slot and lock the longest cached prefix of ``tokens``."""
-        node, pages = self._cache.match(tokens.tobytes(), namespace, priority)
+        """Take a slot and lock the longest cached prefix of ``tokens``; what host memory adds is for ``load``."""
+        key = tokens.tobytes()
+        node, pages = self._cache.match(key, namespace, priority)
         self._cache.lock(node)
         slot, shared = self._slots.take(), len(pages)
         self.tables[0][slot, :shared] = pages
         lease = Lease(slot, namespace, node, shared, (pages,), shared * self.page_size, priority, shared)
         self._leases[slot] = lease
+        if self._host is not None:
+            lease.held = self._host.hold(key, namespace, shared, priority)
         return lease
+
+    def load(self, lease: Lease) -> None:
+        """Bring the host pages that a lease holds to pages of the device, which the cache shares from now on.
+
+        All leases opened in this turn must be open, so that what they share is not evicted to make room.
+        """
+        host, held = self._host, lease.held
+        if host is None or held is None:
+            return
+        prefix, start = prefix_to(held.node), lease.shared
+        present = self._cache.peek(prefix.key, lease.namespace).pages  # more, if another one has just loaded it
+        fresh = self._take(len(prefix.pages) - present)
+        if fresh:
+            host.load(prefix.pages[present:], fresh)
+        own = [PageId(0)] * (present - start) + fresh
+        key = prefix.key[start * (len(prefix.key) // len(prefix.pages)) :]
+        node, taken = self._cache.extend(lease.node, key, own, lease.namespace, lease.priority)
+        self._cache.lock(node)
+        self._cache.unlock(lease.node)
+        host.unlock(held.node)
+        lease.node, lease.held = node, None
+        lease.pages[0].extend(taken)
+        lease.shared = lease.published = len(prefix.pages)
+        lease.capacity = lease.shared * self.page_size
+        self.tables[0][lease.slot, start : lease.shared] = taken
 
     def grow(self, lease: Lease, length: int) -> None:
         """Give the lease pages for ``length`` tokens; evicts what that takes. The planner saw to it that it fits."""
@@ -105,12 +163,7 @@ class KVCache:
         count = -(-length // self.page_size) - len(pages)
         if count <= 0:
             return
-        short = count - len(self._pages)
-        if short > 0:
-            freed = self._cache.evict(short)
-            self.evicted += len(freed)
-            self._pages.give(freed)
-        fresh = self._pages.take(count)
+        fresh = self._take(count)
         self.tables[0][lease.slot, len(pages) : len(pages) + count] = fresh
         pages += fresh
         lease.capacity = len(pages) * self.page_size
@@ -137,6 +190,8 @@ class KVCache:
             self._pages.give(mine for mine, theirs in zip(given, taken, strict=True) if mine != theirs)
             pages[old : old + len(taken)] = taken
             self.tables[0][lease.slot, old : old + len(taken)] = taken
+        if self._host is not None:
+            self._host.written(node, lease.priority)
 
     def close(self, lease: Lease, tail: Int32) -> None:
         """Publish what is full of ``tail``, free the rest and the slot. The lease must not be used again."""
@@ -147,16 +202,25 @@ class KVCache:
         self.tables[0][lease.slot, : len(pages)] = 0
         del self._leases[lease.slot]
         self._slots.give(lease.slot)
+        if self._host is not None:
+            self._host.closed(lease.node, lease.priority)
 
-    def reclaimable(self, lease: Lease) -> int:
-        """Pages that closing the lease would certainly make available. Changes nothing."""
-        return len(lease.pages[0]) - lease.shared + self._cache.reclaimable(lease.node)
+    def reclaimable(self, lease: Lease) -> tuple[int, ...]:
+        """Pages that closing the lease would certainly make available, by group. Changes nothing."""
+        return (len(lease.pages[0]) - lease.shared + self._cache.reclaimable(lease.node),)
+
+    def use(self) -> tuple[GroupUse, ...]:
+        """Who holds the pages, by group."""
+        cached, evictable = self._cache.cached, self._cache.evictable
+        return (GroupUse(self.num_pages, len(self._pages), evictable, cached - evictable),)
 
     def flush(self) -> int:
         """Evict everything that is not locked; returns how many pages that was."""
         freed = self._cache.evict(self._cache.evictable)
         self.evicted += len(freed)
         self._pages.give(freed)
+        if self._host is not None:
+            self._host.flush()
         return len(freed)
 
     def check(self) -> None:
@@ -175,6 +239,17 @@ class KVCache:
         assert self._cache.evictable == evictable, "the count of evictable pages is wrong"
         assert self._cache.num_nodes == len(nodes), "the count of nodes is wrong"
         self._check_leases(nodes)
+        if self._host is not None:
+            self._host.check()
+
+    def _take(self, count: int) -> list[PageId]:
+        """Pages, evicted if need be."""
+        short = count - len(self._pages)
+        if short > 0:
+            freed = self._cache.evict(short)
+            self.evicted += len(freed)
+            self._pages.give(freed)
+        return self._pages.take(count)
 
     def _check_leases(self, nodes: list[Node]) -> None:
         locks: Counter[int] = Counter()

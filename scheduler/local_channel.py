@@ -42,6 +42,7 @@ class LocalChannel:
         self._commands: deque[tuple[Origin, Command]] = deque()
         self._messages: dict[Origin, deque[Message]] = {}
         self._lost: set[Origin] = set()
+        self._woken = False
 
     def client(self, origin: Origin) -> LocalClient:
         """Make the client's end for one origin; sees what is sent to it from now on."""
@@ -53,7 +54,8 @@ class LocalChannel:
         """See ``Channel``."""
         with self._changed:
             if timeout_s != 0:
-                self._changed.wait_for(lambda: self._commands, timeout_s)
+                self._changed.wait_for(lambda: self._commands or self._woken, timeout_s)
+            self._woken = False
             commands = list(self._commands)
             self._commands.clear()
             return commands
@@ -69,6 +71,12 @@ class LocalChannel:
         with self._changed:
             for origin in self._messages:
                 self._put(origin, message)
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """See ``Channel``."""
+        with self._changed:
+            self._woken = True
             self._changed.notify_all()
 
     def submit(self, origin: Origin, command: Command) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -15,32 +16,37 @@ from typing import Final
 import jax
 import zmq
 
-from configs import log
+from configs import gc_pauses, log
 from configs.errors import ConfigError
 from configs.memory import memory_plan
 from configs.packages import check_packages
 from configs.resolve import banner, cache_dir, resolve, weight_dtype
-from configs.schema import EngineConfig, Resolved
+from configs.schema import EngineConfig, Observe, Resolved
 from model.device_state import allocate, state_shapes
+from model.host_pool import HostPool, fingerprint
 from model.interface import CompileReport, Shapes
 from model.ladders import shapes_of
 from model.loading.folder import ModelFolder
 from model.loading.hf_config import read_config
 from model.loading.source import fetch
+from model.profile import DeviceProfiler, listen
 from model.programs import Programs, Recipe, all_programs, enable_cache
 from model.registry import Blueprint, blueprint, facts
-from model.runner import JaxRunner
+from model.runner import NO_HOOKS, JaxRunner, LaunchHooks
 from model.weights import load_weights
 from scheduler.assembly import build_engine, settings_from
 from scheduler.channel import Channel
-from scheduler.commands import FAILED, Progress, Ready, StepStats
+from scheduler.commands import FAILED, Progress, Ready
 from scheduler.engine import Engine
+from scheduler.instruments import Instruments, instruments
 from scheduler.loop import run
-from scheduler.observe import Event, Observer
+from scheduler.observe import Observer
 from scheduler.recording import Recorder, open_recorder
+from scheduler.reporter import Reporter
 from scheduler.start import EngineStart, exit_with_parent, read_start
 from scheduler.step_log import StepLog
-from scheduler.zmq_channel import ZmqChannel
+from scheduler.watchers import OnStuck, Watchers, open_watchers
+from scheduler.zmq_channel import ZmqChannel, last_words
 from sharding.mesh import build_mesh, hardware_facts, prepare_devices
 
 OnProgress = Callable[[Progress], None]
@@ -78,6 +84,8 @@ class Setup:
             folder=str(self.folder.path),
             served_name=resolved.served_name,
             max_running_requests=resolved.max_running_requests,
+            page_size=resolved.page_size,
+            num_pages=resolved.num_pages,
             architecture=self.model.spec.architecture,
             banner=self.banner,
         )
@@ -90,18 +98,24 @@ class RunningEngine:
     setup: Setup
     engine: Engine
     recorder: Recorder | None
+    instruments: Instruments
+    watchers: Watchers
 
-    def run(self) -> None:
-        """Serve until Shutdown."""
+    def run(self, on_stuck: OnStuck | None = None) -> None:
+        """Serve until Shutdown; ``on_stuck`` ends a process whose engine makes no progress."""
         try:
-            run(self.engine, self.setup.resolved.depth)
+            with self.watchers.over(self.engine, on_stuck):
+                run(self.instruments.around(self.engine), self.setup.resolved.depth)
         finally:
+            self.watchers.close()
+            self.engine.close()
             self.setup.programs.close()
+            self.instruments.close()
             if self.recorder is not None:
                 self.recorder.close()
 
 
-def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
+def prepare(config: EngineConfig, name: str, on_progress: OnProgress, reporter: Reporter | None = None) -> Setup:
     """Fetch the model, decide every ``auto``, and begin to compile; weights are not loaded yet.
 
     Raises:
@@ -122,18 +136,19 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress) -> Setup:
     resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
     held = replace(held, attention=resolved.attention)
     shapes = shapes_of(resolved, spec.vocab_size)
-    state = state_shapes(held, shapes, resolved.num_pages + 1)
+    window_pages = resolved.window_pages + 1 if resolved.window_pages else 0
+    state = state_shapes(held, shapes, resolved.num_pages + 1, window_pages)
     programs = Programs(
         Recipe(held, shapes, state),
         sorted({min(COUNT_SIZE, resolved.context_length), resolved.context_length}),
-        compile_progress(on_progress, len(all_programs(shapes))),
+        compile_progress(on_progress, len(all_programs(shapes)), reporter),
     )
     programs.start()
     lines = banner(resolved, hardware, tensor) + memory_plan(resolved, facts(spec), held.weight_bytes, hardware, tensor)
     return Setup(folder, held, resolved, shapes, programs, lines)
 
 
-def compile_progress(on_progress: OnProgress, total: int) -> Callable[[CompileReport], None]:
+def compile_progress(on_progress: OnProgress, total: int, reporter: Reporter | None) -> Callable[[CompileReport], None]:
     """Reports each program as it becomes ready; called from the compiling threads."""
     ready = itertools.count(1)
 
@@ -141,11 +156,15 @@ def compile_progress(on_progress: OnProgress, total: int) -> Callable[[CompileRe
         origin = "from the cache" if done.from_cache else "compiled"
         detail = f"{done.family} {done.variant} {done.size}: {origin} in {done.seconds:.1f} s"
         on_progress(Progress(stage="programs", done=next(ready), total=total, detail=detail))
+        if reporter is not None:
+            reporter.compiled(done)
 
     return report
 
 
-def make_runner(config: EngineConfig, setup: Setup, on_progress: OnProgress) -> JaxRunner:
+def make_runner(
+    config: EngineConfig, setup: Setup, on_progress: OnProgress, hooks: LaunchHooks = NO_HOOKS
+) -> JaxRunner:
     """Load the weights while programs compile; returns when serving can begin."""
 
     def loaded(done: int, total: int) -> None:
@@ -154,7 +173,11 @@ def make_runner(config: EngineConfig, setup: Setup, on_progress: OnProgress) -> 
     leaves = load_weights(config.model, setup.folder, setup.model, loaded)
     state = allocate(setup.programs.recipe.state)
     setup.programs.wait_essential()
-    runner = JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes)
+    host = None
+    if setup.resolved.host_pages:
+        made_of, recipe = fingerprint(config.model, setup.folder), setup.programs.recipe
+        host = HostPool(setup.resolved.host_pages, recipe.state, recipe.model.mesh, made_of)
+    runner = JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes, hooks, host)
     runner.warm_up()
     return runner
 
@@ -166,23 +189,43 @@ def open_engine(
     on_progress: OnProgress,
     observers: tuple[Observer, ...] = (),
     replica: int = 0,
+    reporter: Reporter | None = None,
 ) -> RunningEngine:
-    """Everything up to the loop, on a channel of the caller's.
+    """Everything up to the loop, on a channel of the caller's; ``reporter`` is told of all that there is to report.
 
     Raises:
       ConfigError: see ``prepare``.
     """
-    setup = prepare(config, name, on_progress)
+    setup = prepare(config, name, on_progress, reporter)
     with contextlib.ExitStack() as undo:
         undo.callback(setup.programs.close)
-        runner = make_runner(config, setup, on_progress)
+        around, hooks = make_instruments(config.observe, reporter)
+        undo.callback(around.close)
+        watchers = open_watchers(config.observe, setup.resolved, replica)
+        undo.callback(watchers.close)
+        runner = make_runner(config, setup, on_progress, hooks)
         eos_ids = setup.model.spec.eos_token_ids
         recorder = open_recorder(config.observe, setup.shapes, settings_from(setup.resolved, config, eos_ids))
         undo.pop_all()
     lines = StepLog(config.observe.decode_log_interval, setup.shapes.mixed_tokens[-1])
-    watching = (*observers, lines) if recorder is None else (*observers, lines, recorder)
-    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching, replica)
-    return RunningEngine(setup, engine, recorder)
+    if reporter is not None:
+        observers = (*observers, reporter)
+    watching = (*around.observers, *observers, lines, *watchers.observers, *([] if recorder is None else [recorder]))
+    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching, replica, watchers.listener)
+    return RunningEngine(setup, engine, recorder, around, watchers)
+
+
+def make_instruments(observe: Observe, reporter: Reporter | None) -> tuple[Instruments, LaunchHooks]:
+    """What times and names steps, and how the runner tells it of launches.
+
+    Raises:
+      ConfigError: a file cannot be written, or the profiler's port is open to more than was meant.
+    """
+    profiler = DeviceProfiler(observe.profiler_dir, annotate=observe.profiler_port is not None)
+    around = instruments(observe, profiler, reporter)
+    if observe.profiler_port is not None:
+        listen(observe.profiler_port)
+    return around, LaunchHooks((profiler.launching, around.stopwatch.launching), (profiler.launched,))
 
 
 class Announcer:
@@ -211,28 +254,23 @@ class Announcer:
             self._channel = None
 
 
-@dataclass(slots=True, frozen=True)
-class Reporter:
-    """Passes the engine's figures on to the collector."""
-
-    channel: ZmqChannel
-
-    def observe(self, event: Event) -> None:
-        """Take one event."""
-        if isinstance(event, StepStats):
-            self.channel.report(event)
-
-
 def serve(start: EngineStart, channel: ZmqChannel) -> int:
     """Become ready and serve; returns the exit code. Whatever ends it early is said to the launcher first."""
     announcer = Announcer(channel)
     try:
+        reporter = Reporter(channel, start.replica)
         running = open_engine(
-            start.config, start.name, channel, announcer.announce, (Reporter(channel),), start.replica
+            start.config, start.name, channel, announcer.announce, replica=start.replica, reporter=reporter
         )
         signal.signal(signal.SIGTERM, lambda number, frame: channel.stop())
         announcer.finish(running.setup.ready())
-        running.run()
+        reporter.flush()
+
+        def leave(reason: str) -> None:
+            last_words(start.endpoints, reason)
+            os._exit(CRASHED)  # the engine's thread is stuck, and would never leave by itself
+
+        running.run(leave)
     except ConfigError as error:
         announcer.silence()
         channel.broadcast(Progress(stage=FAILED, done=0, total=0, detail=str(error)))
@@ -252,7 +290,9 @@ def main() -> int:
     jax.config.update("jax_numpy_rank_promotion", "raise")  # pyright: ignore[reportUnknownMemberType]  jax has no type here
     start = read_start(sys.stdin.buffer, EngineStart)
     exit_with_parent(sys.stdin.buffer)
-    log.configure(start.config.observe, f"engine-{start.replica}")
+    ranks = log.rank_prefix(start.config.parallel, start.replica)
+    log.configure(start.config.observe, f"engine-{start.replica}", ranks)
+    gc_pauses.watch(start.config.observe.gc_warning_s)
     # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context: zmq.Context[zmq.SyncSocket] = zmq.Context()

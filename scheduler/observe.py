@@ -1,17 +1,20 @@
 """What the engine tells those who watch: every turn's events, and figures after every step."""
 
+import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from model.interface import Family, StepInput, StepOutput
 from scheduler.commands import FinishReason, StepStats
+from scheduler.page_use import usage
 from scheduler.planner import Plan
 from scheduler.request import Request
 from scheduler.roster import Roster
 from scheduler.tick import Tick
 
+StepMode = Literal["decode", "mixed", "score", "idle"]
 WINDOW_STEPS = 64
 WINDOW_NS = 10_000_000_000
 
@@ -24,7 +27,14 @@ class Committed:
     output: StepOutput
 
 
-Event = Tick | Plan | Committed | StepStats
+@dataclass(slots=True, frozen=True)
+class CacheFlushed:
+    """Cached prefixes were forgotten on request."""
+
+    pages: int
+
+
+Event = Tick | Plan | Committed | StepStats | CacheFlushed
 
 
 class Observer(Protocol):
@@ -55,6 +65,13 @@ class Counters:
     displaced: int = 0
     waiting_timeouts: int = 0
     running_timeouts: int = 0
+    decode_tokens: int = 0
+    retracted_input_tokens: int = 0
+    retracted_output_tokens: int = 0
+    leaks: int = 0
+
+
+logger = logging.getLogger(__name__)
 
 
 class Rate:
@@ -86,13 +103,30 @@ class Monitor:
         self.counters = Counters()
         self.drain = Rate()
         """Requests that end."""
+        self.forward_count = 0
+        """Steps launched since the start or the last flush (document: O-22)."""
+        self.mode: StepMode = "idle"
+        """Of the step launched last; idle since a rest (document: O-43)."""
+        self._leaks: list[str] = []
+        """Found when the engine last came to rest."""
         self._roster = roster
         self._observers = tuple(observers)
         self._replica = replica
         self._output = Rate()
+        self._input = Rate()
+        self._read_tokens = 0
+        """Of prompt pieces, in steps that were read."""
+        self._last: Plan | None = None
+        """Of the step that was read since the last report."""
 
     def tell(self, event: Event) -> None:
         """Pass an event to every observer."""
+        if isinstance(event, Committed):
+            self._last = event.plan
+            self._read_tokens += sum([piece.length for piece in event.plan.pieces])
+        elif isinstance(event, Tick) and self._roster.idle:
+            self._input.clear()
+            self._input.mark(event.now_ns, self._read_tokens)
         for observer in self._observers:
             observer.observe(event)
 
@@ -111,10 +145,35 @@ class Monitor:
             counters.finished += 1
         self.drain.mark(now_ns, counters.finished + counters.aborted)
 
+    def flushed(self, flushed: CacheFlushed) -> None:
+        """The cache was flushed: steps are counted anew (document: O-23)."""
+        self.forward_count = 0
+        self.tell(flushed)
+
+    def leaked(self, found: list[str]) -> None:
+        """Report and count what is held by nobody, once for as long as it stays the same."""
+        for leak in found:
+            if leak not in self._leaks:
+                self.counters.leaks += 1
+                logger.error("%s", leak)
+        self._leaks = found
+
+    def retracted(self, plan: Plan) -> None:
+        """Count the requests that a plan sends back to the queue, and the tokens that they give up."""
+        counters = self.counters
+        counters.preemptions += len(plan.preempt)
+        for request in (*plan.retract, *plan.preempt):
+            counters.retractions += 1
+            counters.retracted_input_tokens += request.prompt_len
+            counters.retracted_output_tokens += len(request.output)
+
     def launched(self, step: StepInput) -> None:
         """Count a step by its family, its tokens and its padding."""
         counters = self.counters
+        self.forward_count += 1
+        self.mode = step.family.value
         counters.scheduled_tokens += step.num_tokens
+        counters.decode_tokens += step.num_decode
         counters.padded_tokens += step.size - step.num_tokens
         if step.family is Family.DECODE:
             counters.steps_decode += 1
@@ -124,23 +183,28 @@ class Monitor:
             counters.steps_score += 1
 
     def produced(self, now_ns: int) -> None:
-        """Mark the output reached after a step, for the throughput."""
+        """Mark what has been put out and taken in after a step, for the throughputs."""
         self._output.mark(now_ns, self.counters.output_tokens)
+        self._input.mark(now_ns, self._read_tokens)
 
     def rest(self) -> None:
-        """Nothing runs: throughput is zero."""
+        """Nothing runs: both throughputs are zero."""
         self._output.clear()
+        self._input.clear()
+        self.mode = "idle"
 
-    def report(self, step: int, now_ns: int, token_ratio: float, late_compiles: int) -> None:
+    def report(self, step: int, now_ns: int, token_ratio: float, late_compiles: int, paused: bool) -> None:
         """Give the observers the figures of now."""
         if self._observers:
-            self.tell(self._stats(step, now_ns, token_ratio, late_compiles))
+            self.tell(self._stats(step, now_ns, token_ratio, late_compiles, paused))
 
-    def _stats(self, step: int, now_ns: int, token_ratio: float, late_compiles: int) -> StepStats:
+    def _stats(self, step: int, now_ns: int, token_ratio: float, late_compiles: int, paused: bool) -> StepStats:
         roster, kv, counters = self._roster, self._roster.kv, self.counters
         # an answered request stays among the running, with its pages, until its rows in flight are read
         running = [request for request in roster.running.values() if request.finish is None]
         uncomputed = sum(max(0, request.prompt_len - request.computed) for request in running)
+        last, self._last = self._last, None
+        busy = bool(running or roster.waiting)
         return StepStats(
             replica=self._replica,
             step=step,
@@ -152,7 +216,7 @@ class Monitor:
             tokens_total=kv.num_pages * kv.page_size,
             waiting_prompt_tokens=roster.waiting_tokens,
             pending_prompt_tokens=roster.waiting_tokens + uncomputed,
-            gen_throughput=self._output.per_s(now_ns) if running or roster.waiting else 0.0,
+            gen_throughput=self._output.per_s(now_ns) if busy else 0.0,
             evicted_tokens=kv.evicted * kv.page_size,
             late_compiles=late_compiles,
             new_token_ratio=token_ratio,
@@ -172,4 +236,16 @@ class Monitor:
             displaced=counters.displaced,
             waiting_timeouts=counters.waiting_timeouts,
             running_timeouts=counters.running_timeouts,
+            leaks=counters.leaks,
+            paused=paused,
+            tiers=roster.tiers.stats() if roster.tiers else None,
+            swa_token_usage=(usage(groups) if running else 0.0) if (groups := kv.use()[1:]) else None,
+            input_throughput=self._input.per_s(now_ns) if busy else 0.0,
+            tokens_free=kv.free()[0] * kv.page_size,
+            decode_tokens=counters.decode_tokens,
+            retracted_input_tokens=counters.retracted_input_tokens,
+            retracted_output_tokens=counters.retracted_output_tokens,
+            family=last.family.value if last else "",
+            size=last.size if last else 0,
+            step_tokens=len(last.decode) + sum([piece.length for piece in last.pieces]) if last else 0,
         )

@@ -72,7 +72,7 @@ def longest_prefix(queue: Queue) -> Iterable[Request]:
     """
     if queue.count > LOOKUP_LIMIT:
         return queue.waiting
-    return sorted(queue.waiting, key=lambda request: (not queue.first(request), -queue.peek(request).pages))
+    return sorted(queue.waiting, key=lambda request: (not queue.first(request), -queue.peek(request).reach))
 
 
 def depth_first(queue: Queue) -> Iterable[Request]:

@@ -5,13 +5,15 @@ whether it ends a prompt or a generation; anything else is a prompt piece. Decod
 then pieces of running prompts, then admissions, all in one step; nothing here is modified.
 """
 
+import itertools
 from collections.abc import Sequence
+from operator import add
 
 from model.interface import Family
 from scheduler.admission import admit
 from scheduler.commands import Reason
 from scheduler.draft import Blocked, Draft, Piece, Plan, View, lease_of, pages_for, round_up
-from scheduler.estimate import expected_tokens
+from scheduler.estimate import expected_tokens, expected_window_tokens
 from scheduler.preemption import victims
 from scheduler.request import Request
 
@@ -21,14 +23,16 @@ MAX_PADDING = 0.25
 
 def plan(view: View) -> Plan:
     """Decide what happens next."""
+    if view.pause is not None:
+        return _stand_still(view)
     draft, mixed = _sort_running(view), view.budgets.mixed
     prompts = mixed or not draft.decode or view.last_family is Family.DECODE
     last = view.last_family if mixed else view.last_prompts
     if draft.scoring and prompts and last is not Family.SCORE and (scored := _score(draft)):
         return scored
-    if draft.fresh > draft.spare:
+    if draft.fresh > min(draft.spare):
         return _make_room(draft)
-    draft.spare -= draft.fresh
+    draft.promise(draft.fresh)
     if prompts and not mixed:
         draft.aside, draft.decode = draft.decode, []
     for request in draft.prefill:
@@ -47,9 +51,19 @@ def plan(view: View) -> Plan:
     return Plan(blocked=tuple(draft.blocked))
 
 
+def _stand_still(view: View) -> Plan:
+    """Launch nothing. A pause that retracts sends back all that runs, the first of them to the head of the queue."""
+    if view.pause == "retract" and view.running:
+        unread = tuple(request for request in view.running if request.unread)
+        return Plan(drain=unread) if unread else Plan(retract=tuple(reversed(view.running)))
+    waiting = itertools.islice(view.waiting, 1)
+    held = [request for request in (*view.running, *waiting) if request.finish is None]
+    return Plan(blocked=tuple(Blocked(request, Reason.PAUSED) for request in held))
+
+
 def _sort_running(view: View) -> Draft:
     """Sort running requests by the kind of their next work. The only pass over all of them."""
-    draft = Draft(view, view.available[0])
+    draft = Draft(view, view.available)
     decode = draft.decode
     for request in view.running:
         computed = request.computed
@@ -83,7 +97,7 @@ def _score(draft: Draft) -> Plan | None:
     view = draft.view
     request = draft.scoring[0]
     wanted = min(view.shapes.score_tokens, request.score_end - request.computed)
-    length = min(wanted, lease_of(request).capacity + draft.spare * view.shapes.page_size - request.computed)
+    length = min(wanted, lease_of(request).capacity + min(draft.spare) * view.shapes.page_size - request.computed)
     if length <= 0:
         return None
     piece = Piece(request, request.computed, length, False)
@@ -94,11 +108,11 @@ def _add_running_piece(draft: Draft, request: Request) -> Reason | None:
     """Add as much of a running prompt as fits, or say why nothing does."""
     capacity, size = lease_of(request).capacity, draft.view.shapes.page_size
     length, reason = draft.piece_length(request.piece_end - request.computed)
-    length = min(length, capacity + draft.spare * size - request.computed)
+    length = min(length, capacity + min(draft.spare) * size - request.computed)
     if reason or length <= 0:
         return reason or Reason.NO_PAGES
     draft.add_piece(request, request.computed, length)
-    draft.spare -= max(0, pages_for(request.computed + length - capacity, size))
+    draft.promise(max(0, pages_for(request.computed + length - capacity, size)))
     return None
 
 
@@ -108,15 +122,19 @@ def _preempt(draft: Draft) -> Plan | None:
     if rule is None or draft.newcomer is None:
         return None
 
-    def freed(request: Request) -> float:
+    def freed(request: Request) -> tuple[float, ...]:
+        size, window = view.shapes.page_size, view.budgets.window
+        expected: tuple[float, ...] = (expected_tokens((request,), view.token_ratio),)
+        if window:
+            expected = (*expected, expected_window_tokens((request,), window, size))
         pages = view.reclaimable(lease_of(request))
-        return pages * view.shapes.page_size + expected_tokens((request,), view.token_ratio)
+        return tuple([count * size + tokens for count, tokens in zip(pages, expected, strict=True)])
 
     chosen = victims(draft.newcomer, view.running, draft.short, freed, rule)
     unread = tuple(victim for victim in chosen if victim.unread)
     if unread:
         return Plan(drain=unread)
-    return Plan(preempt=chosen) if chosen else None
+    return Plan(preempt=chosen, newcomer=draft.newcomer) if chosen else None
 
 
 def _close(draft: Draft) -> Plan:
@@ -150,10 +168,10 @@ def _make_room(draft: Draft) -> Plan:
     decode = {request.number: request for request in draft.decode}
     victims: list[Request] = []
     need, spare = draft.fresh, draft.spare
-    while need > spare and len(candidates) > 1:
+    while need > min(spare) and len(candidates) > 1:
         victim = candidates.pop()
         victims.append(victim)
-        spare += draft.view.reclaimable(lease_of(victim))
+        spare = tuple(map(add, spare, draft.view.reclaimable(lease_of(victim))))
         if decode.pop(victim.number, None) is not None and victim.computed >= lease_of(victim).capacity:
             need -= 1
     unread = tuple(victim for victim in victims if victim.unread)

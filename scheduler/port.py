@@ -7,6 +7,7 @@ from msgspec import structs
 
 from scheduler.channel import Channel, Origin
 from scheduler.commands import Batch, Command, Delta, Finished, Generate, Rejected, Reply
+from scheduler.completions import Mailbox
 from scheduler.tick import Tick
 
 Answer = tuple[Origin, Delta | Finished | Rejected | Reply]
@@ -19,8 +20,8 @@ class Port(Protocol):
         """A turn's input with whatever waits. Never blocks."""
         ...
 
-    def wait(self) -> Tick:
-        """A turn's input once there is a command; blocks until then."""
+    def wait(self, limit_s: float | None = None) -> Tick:
+        """A turn's input once there is a command or a completion; blocks until then, or for so long."""
         ...
 
     def send(self, answers: list[Answer]) -> None:
@@ -35,22 +36,27 @@ class ChannelPort:
         channel: the engine's end.
         clock: monotonic nanoseconds.
         draw_seed: a number below 2**32 for a request that brought none.
+        mailbox: what finishes off the engine's thread.
     """
 
-    def __init__(self, channel: Channel, clock: Callable[[], int], draw_seed: Callable[[], int]) -> None:
+    def __init__(
+        self, channel: Channel, clock: Callable[[], int], draw_seed: Callable[[], int], mailbox: Mailbox | None = None
+    ) -> None:
         self._channel = channel
         self._clock = clock
         self._draw_seed = draw_seed
+        self._mailbox = Mailbox() if mailbox is None else mailbox
+        self._mailbox.wake = channel.wake
         self._number = 0
 
     def poll(self) -> Tick:
         """See ``Port``."""
         return self._tick(self._channel.receive(0))
 
-    def wait(self) -> Tick:
+    def wait(self, limit_s: float | None = None) -> Tick:
         """See ``Port``. A channel may return early with nothing, as when a frontend greets: that is no turn."""
-        commands: list[tuple[Origin, Command]] = []
-        while not commands:
+        commands = self._channel.receive(0 if self._mailbox else limit_s)
+        while not (commands or self._mailbox or limit_s is not None):
             commands = self._channel.receive(None)
         return self._tick(commands)
 
@@ -67,7 +73,8 @@ class ChannelPort:
 
     def _tick(self, commands: list[tuple[Origin, Command]]) -> Tick:
         self._number += 1
-        return Tick(self._number, self._clock(), [(origin, self._seeded(command)) for origin, command in commands])
+        seeded = [(origin, self._seeded(command)) for origin, command in commands]
+        return Tick(self._number, self._clock(), seeded, self._mailbox.take())
 
     def _seeded(self, command: Command) -> Command:
         if not isinstance(command, Generate) or command.params.seed is not None:

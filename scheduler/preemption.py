@@ -6,6 +6,7 @@ times, so that even under a stream of more urgent ones it comes to its end.
 """
 
 from collections.abc import Callable, Sequence
+from operator import sub
 from typing import NamedTuple
 
 from scheduler.request import Request
@@ -24,15 +25,15 @@ class Shortfall(NamedTuple):
     """What keeps a request out; zero or less keeps nobody out."""
 
     slots: int
-    tokens: float
-    """Of the pool, by the estimate that admission uses."""
+    tokens: tuple[float, ...]
+    """Of the pool, by page group, by the estimate that admission uses."""
 
 
 def victims(
     newcomer: Request,
     running: Sequence[Request],
     short: Shortfall,
-    freed: Callable[[Request], float],
+    freed: Callable[[Request], tuple[float, ...]],
     rule: Preemption,
 ) -> tuple[Request, ...]:
     """Running requests that give way to ``newcomer``; none if that would not let it in.
@@ -41,7 +42,8 @@ def victims(
         newcomer: the first of the queue, which is held back.
         running: everybody that runs.
         short: what it lacks.
-        freed: tokens of the pool that are free again, or no longer spoken for, once this request has gone.
+        freed: tokens of the pool, by page group, that are free again, or no longer spoken for, once this request has
+            gone.
         rule: who may be asked.
     """
     if any(request.finish is not None for request in running):
@@ -52,10 +54,10 @@ def victims(
     slots, tokens = short
     chosen: list[Request] = []
     for request in willing:
-        if slots <= 0 and tokens <= 0:
+        if slots <= 0 and max(tokens) <= 0:
             break
         chosen.append(request)
         slots -= 1
-        tokens -= freed(request)
+        tokens = tuple(map(sub, tokens, freed(request)))
     alone = len(chosen) == len(running)  # Whoever is alone fits: arrivals were cut to what the pool holds.
-    return tuple(chosen) if slots <= 0 and (tokens <= 0 or alone) else ()
+    return tuple(chosen) if slots <= 0 and (max(tokens) <= 0 or alone) else ()

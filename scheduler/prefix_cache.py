@@ -5,6 +5,7 @@ from typing import Protocol
 
 from configs.schema import CacheFamily, Eviction
 from model.interface import PageId
+from scheduler.cache_listener import CacheListener
 from scheduler.chunk_cache import ChunkCache
 from scheduler.eviction import POLICIES
 from scheduler.radix_cache import Hit, Match, Node, RadixCache
@@ -27,6 +28,10 @@ class PrefixCache(Protocol):
     @property
     def queued(self) -> int:
         """Nodes that could be evicted next."""
+        ...
+
+    def path(self, key: bytes, namespace: bytes) -> list[tuple[Node, int]]:
+        """The nodes along ``key`` with how many of their pages it shares; changes nothing."""
         ...
 
     def peek(self, key: bytes, namespace: bytes) -> Hit:
@@ -66,9 +71,11 @@ class PrefixCache(Protocol):
         ...
 
 
-def prefix_cache(family: CacheFamily, eviction: Eviction, page_size: int) -> PrefixCache:
+def prefix_cache(
+    family: CacheFamily, eviction: Eviction, page_size: int, listener: CacheListener | None = None
+) -> PrefixCache:
     """The cache that a launch file asks for (document: O-26)."""
-    return ChunkCache() if family == "chunk" else RadixCache(page_size, POLICIES[eviction])
+    return ChunkCache() if family == "chunk" else RadixCache(page_size, POLICIES[eviction], listener)
 
 
 def namespace(*parts: str | None) -> bytes:

@@ -10,11 +10,12 @@ requests, so that what a policy looks at is the same for each of them.
 The interface follows the prefix tree of SGLang (RadixAttention, arXiv:2312.07104).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from model.interface import PageId
+from scheduler.cache_listener import CacheListener, Medium
 from scheduler.eviction import EvictionQueue, Policy, lru
 
 _TOKEN_BYTES = 4
@@ -52,6 +53,15 @@ class Hit(NamedTuple):
     pages: int
     unlocked: int
     """How many of them count as evictable now and no longer would once locked."""
+    window_unlocked: int = 0
+    """The same of the pages of the window group that would be locked with them."""
+    host: int = 0
+    """Pages that follow those and can be loaded from host memory, each into a page of the device."""
+
+    @property
+    def reach(self) -> int:
+        """Pages that need not be computed."""
+        return self.pages + self.host
 
 
 class Match(NamedTuple):
@@ -64,12 +74,22 @@ class Match(NamedTuple):
 class RadixCache:
     """The tree. It knows which pages it holds; who frees what leaves it is the caller's business."""
 
-    def __init__(self, page_size: int, policy: Policy = lru) -> None:
+    def __init__(
+        self,
+        page_size: int,
+        policy: Policy = lru,
+        listener: CacheListener | None = None,
+        medium: Medium = "GPU",
+    ) -> None:
+        self._listener = listener
+        self._medium: Medium = medium
         self._page_bytes = page_size * _TOKEN_BYTES
         self._clock = 0
         self._created = 0
         self._root = empty_prefix()
         self._loose: EvictionQueue[Node] = EvictionQueue(policy)
+        self.leaving: Callable[[Node], None] | None = None
+        """Told of a leaf before pages of it are dropped."""
         self.num_nodes = 0
         self.cached = 0
         """Pages in the tree."""
@@ -86,10 +106,21 @@ class RadixCache:
         """Nodes in the eviction queue: exactly the unlocked leaves."""
         return len(self._loose)
 
+    def path(self, key: bytes, namespace: bytes) -> list[tuple[Node, int]]:
+        """The nodes along ``key`` with how many of their pages it shares; only the last can be partial."""
+        return self._descend(self._root, key, namespace)
+
     def peek(self, key: bytes, namespace: bytes) -> Hit:
         """Say what of ``key`` is cached; changes nothing, not even ages or counts of use."""
         path = self._descend(self._root, key, namespace)
         return Hit(sum(count for _, count in path), sum(count for node, count in path if node.refs == 0))
+
+    def find(self, key: bytes, namespace: bytes) -> list[PageId]:
+        """The pages of the longest cached prefix of ``key``; changes nothing."""
+        found: list[PageId] = []
+        for node, count in self._descend(self._root, key, namespace):
+            found += node.pages[:count]
+        return found
 
     def match(self, key: bytes, namespace: bytes, priority: int = 0) -> Match:
         """Find the longest cached prefix of ``key`` for a request, which uses it; splits an edge to end there."""
@@ -109,6 +140,8 @@ class RadixCache:
             return Match(end, present)
         tail = key[len(present) * self._page_bytes :]
         self.cached += len(rest)
+        if self._listener is not None:
+            self._listener.stored(namespace, end.pages[-1] if end.pages else None, tail, rest, self._medium)
         if end is node and node.uses == 1 and node.refs == 1 and not node.children:
             node.key += tail  # Only the request that made the edge has used it, so it may grow under its lock.
             node.pages += rest
@@ -158,6 +191,8 @@ class RadixCache:
         while len(freed) < count and len(self._loose):
             node = self._loose.first()
             keep = max(len(node.pages) - (count - len(freed)), 0)
+            if self.leaving is not None:
+                self.leaving(node)
             freed += node.pages[keep:]
             self._trim(node, keep)
         return freed
@@ -248,6 +283,8 @@ class RadixCache:
     def _trim(self, node: Node, keep: int) -> None:
         """Cut an unlocked leaf to its first ``keep`` pages; with none it leaves the tree."""
         dropped = len(node.pages) - keep
+        if self._listener is not None:
+            self._listener.removed(node.pages[keep:], self._medium)
         self.cached -= dropped
         self.evictable -= dropped
         if keep:
@@ -262,6 +299,34 @@ class RadixCache:
         self._loose.drop(node)
         if parent.refs == 0 and not parent.children and parent.parent is not None:
             self._loose.put(parent)
+
+
+class Prefix(NamedTuple):
+    """A cached prefix as a whole."""
+
+    namespace: bytes
+    key: bytes
+    pages: list[PageId]
+
+
+def prefix_to(node: Node, min_uses: int = 0) -> Prefix:
+    """The prefix that ends at ``node``, cut at the first edge that fewer than ``min_uses`` requests have used."""
+    edges: list[Node] = []
+    while node.parent is not None:
+        edges.append(node)
+        node = node.parent
+    edges.reverse()
+    keys: list[bytes] = []
+    pages: list[PageId] = []
+    for edge in edges:
+        if edge.uses < min_uses:
+            break
+        keys.append(edge.key)
+        pages += edge.pages
+    if not pages:
+        return Prefix(b"", b"", [])
+    page_bytes = len(keys[0]) // len(edges[0].pages)
+    return Prefix(edges[0].link[:-page_bytes], b"".join(keys), pages)
 
 
 def empty_prefix() -> Node:

@@ -28,7 +28,7 @@ from scheduler.tick import Tick
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 MAX_FRAME_BYTES = 2**30
 
 

@@ -14,7 +14,16 @@ import numpy as np
 
 from model.interface import MAX_TOP_LOGPROBS, Int32, Shapes, StepInput, StepOutput
 from scheduler.assembly import assemble
-from scheduler.commands import Finished, FinishReason, Generate, GetState, Shutdown, Stop
+from scheduler.commands import (
+    Abort,
+    AbortAll,
+    ContinueGeneration,
+    Finished,
+    FinishReason,
+    FlushCache,
+    Generate,
+    PauseGeneration,
+)
 from scheduler.figures import Meter
 from scheduler.loop import run
 from scheduler.observe import Event
@@ -22,6 +31,7 @@ from scheduler.planner import Plan
 from scheduler.port import Answer
 from scheduler.recording import Header, Planned, Tokens, Turn, read_frames
 from scheduler.tick import Tick
+from scheduler.timeline import Timeline
 from scheduler.trace import Arrival
 
 
@@ -50,6 +60,7 @@ class Replayed:
     compared: int
     """Plans that were the same."""
     meter: Meter
+    timeline: Timeline
     stopped: dict[str, int]
     """Output tokens of the requests that ended by themselves before their limit."""
 
@@ -63,6 +74,7 @@ class _ReplayPort:
 
     def __init__(self, ticks: deque[Tick], meter: Meter) -> None:
         self.stopped: dict[str, int] = {}
+        self.timeline = Timeline(self.turn_ends_ns)
         self._ticks = ticks
         self._meter = meter
         self._last_ns = 0
@@ -74,12 +86,18 @@ class _ReplayPort:
             self._length_ns = tick.now_ns - self._last_ns
         return self._begin(tick, tick.now_ns)
 
-    def wait(self) -> Tick:
+    def wait(self, limit_s: float | None = None) -> Tick:
+        del limit_s
         tick = self._take()
         return self._begin(tick, min(tick.now_ns, self._last_ns + self._length_ns))
 
+    def turn_ends_ns(self) -> int:
+        """When the next turn began, or this one would have if it was as long as the one before."""
+        return self._ticks[0].now_ns if self._ticks else self._last_ns + self._length_ns
+
     def send(self, answers: list[Answer]) -> None:
         self._meter.sent(answers)
+        self.timeline.answered(answers)
         for _, answer in answers:
             if isinstance(answer, Finished) and answer.reason is FinishReason.STOP:
                 self.stopped[answer.rid] = max(answer.output_tokens, 1)
@@ -139,6 +157,10 @@ class _ReplayRunner:
         self._meter.launched(step)
         return _ReplayHandle(step, self._tokens)
 
+    @property
+    def host(self) -> None:
+        return None
+
     def compiled_late(self) -> int:
         return 0
 
@@ -192,9 +214,9 @@ def play(recording: Recording) -> Replayed:
     port = _ReplayPort(deque(recording.ticks), meter)
     runner = _ReplayRunner(recording.header.shapes, deque(recording.tokens), meter)
     with suppress(_RecordingEnded):
-        run(assemble(port, runner, settings, (comparer, meter)), settings.depth)
+        run(assemble(port, runner, settings, (comparer, meter, port.timeline)), settings.depth)
     port.end()
-    return Replayed(comparer.compared, meter, port.stopped)
+    return Replayed(comparer.compared, meter, port.timeline, port.stopped)
 
 
 def replay(path: Path) -> int:
@@ -216,8 +238,8 @@ def arrivals(recording: Recording) -> Iterator[Arrival]:
     first_ns = next((tick.now_ns for tick in recording.ticks if tick.commands), 0)
     for tick in recording.ticks:
         for _, command in tick.commands:
-            # what was stopped by its text ends by length of its own; states and the end are no load
-            if isinstance(command, Stop | GetState | Shutdown):
+            # what was stopped by its text ends by length of its own; what asks for the state and the like is no load
+            if not isinstance(command, Generate | Abort | AbortAll | FlushCache | PauseGeneration | ContinueGeneration):
                 continue
             length = stopped.get(command.rid) if isinstance(command, Generate) else None
             yield Arrival(tick.now_ns - first_ns, command, length)

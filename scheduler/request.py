@@ -1,14 +1,17 @@
 """One request as the scheduler knows it: tokens, progress, and what it waits for."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from model.interface import Int32
 from scheduler.channel import Origin
-from scheduler.commands import AbortCause, FinishReason, Reason, SamplingParams, TokenLogprobs
+from scheduler.commands import AbortCause, FinishReason, Phase, Reason, SamplingParams, TokenLogprobs
 from scheduler.kv_cache import Lease
+
+MAX_PHASES: Final = 128
+"""Of one request that are kept apart."""
 
 
 class Finish(NamedTuple):
@@ -21,27 +24,45 @@ class Finish(NamedTuple):
 
 
 class Waits:
-    """Charges wall time to the reason for which a request waits; the parts sum to the whole."""
+    """Charges a request's time to one reason after another; the parts sum to the whole, and phases leave no gap."""
 
-    __slots__ = ("reason", "since_ns", "total_ns")
+    __slots__ = ("_by", "_first", "_last", "omitted", "phases", "reason", "since_ns", "total_ns")
 
     def __init__(self, now_ns: int) -> None:
         self.reason = Reason.NEW
         self.since_ns = now_ns
         self.total_ns: dict[str, int] = {}
+        self.phases: list[Phase] = []
+        """The first ``MAX_PHASES`` that are over."""
+        self.omitted = 0
+        self._first = self._last = 0
+        self._by: str | None = None
 
-    def change(self, reason: Reason, now_ns: int) -> None:
-        """Charge the time since the last change to the old reason."""
+    def change(self, reason: Reason, now_ns: int, by: str | None = None) -> None:
+        """Charge the time since the last change to the old reason. ``by``: who caused the new one."""
         if reason is not self.reason:
             self.settle(now_ns)
-            self.reason = reason
+            self.reason, self._first, self._last, self._by = reason, 0, 0, by
+
+    def piece(self, first: int, last: int, now_ns: int) -> None:
+        """The tokens ``[first, last)`` of the prompt are computed from now on."""
+        self.settle(now_ns)
+        self.reason, self._first, self._last, self._by = Reason.PREFILL, first, last, None
 
     def settle(self, now_ns: int) -> None:
         """Charge the time up to now to the current reason."""
         elapsed = now_ns - self.since_ns
         if elapsed:
             self.total_ns[self.reason.value] = self.total_ns.get(self.reason.value, 0) + elapsed
+            if len(self.phases) < MAX_PHASES:
+                self.phases.append(self.current(now_ns))
+            else:
+                self.omitted += 1
         self.since_ns = now_ns
+
+    def current(self, now_ns: int) -> Phase:
+        """The phase that is not over."""
+        return Phase(self.reason, self.since_ns, now_ns, self._first, self._last, self._by)
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -98,6 +119,8 @@ class Request:
     planned: int = 0
     """Step that last held a row of it."""
     lease: Lease | None = None
+    loading: bool = False
+    """Whether it waits for a prefetch from the storage."""
     finish: Finish | None = None
     sent: int = 0
     """Output tokens already given to the frontend."""
@@ -139,6 +162,13 @@ class Request:
     def last_token(self) -> int:
         """The last token whose id is on the host."""
         return self.output[-1] if self.output else int(self.prompt[-1])
+
+    @property
+    def work(self) -> Reason:
+        """What its time is spent on while nothing holds it back."""
+        if self.lease is None:
+            return Reason.QUEUED_BEHIND
+        return Reason.DECODE if self.output else Reason.PREFILL
 
     @property
     def scoring(self) -> bool:

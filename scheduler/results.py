@@ -2,15 +2,18 @@
 
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from model.interface import Family, Shapes, StepHandle, StepOutput
 from scheduler.batch_builder import first_piece_row
-from scheduler.commands import Delta, Finished, FinishReason, Reason, Rejected, RequestTimes, TokenLogprobs
+from scheduler.commands import Delta, Finished, FinishReason, Rejected, TokenLogprobs
 from scheduler.observe import Monitor
 from scheduler.planner import Piece, Plan
 from scheduler.port import Answer
 from scheduler.request import Finish, Request
 from scheduler.roster import Roster
 from scheduler.stop import finish_after
+from scheduler.story import story_of
 
 
 @dataclass(slots=True, frozen=True)
@@ -63,7 +66,9 @@ class Results:
         request.waits.settle(now_ns)
         self._roster.answered(request)
         self._monitor.counters.rejected += 1
-        return request.origin, rejected
+        story = story_of(request, now_ns)
+        self._roster.ended.append(story)
+        return request.origin, structs.replace(rejected, times=story.times)
 
     def end(self, request: Request, finish: Finish, now_ns: int, retry_after_s: float | None = None) -> Answer:
         """Make the one terminal answer; slot and pages go once nothing of it is in flight."""
@@ -71,6 +76,8 @@ class Results:
         request.waits.settle(now_ns)
         self._roster.answered(request)
         self._monitor.ended(finish.reason, now_ns)
+        story = story_of(request, now_ns)
+        self._roster.ended.append(story)
         message = Finished(
             rid=request.rid,
             delta=_delta(request, finish.num_tokens),
@@ -82,13 +89,7 @@ class Results:
             output_tokens=finish.num_tokens,
             cached_tokens=request.cached_tokens,
             retractions=request.retractions,
-            times=RequestTimes(
-                arrived_ns=request.arrived_ns,
-                admitted_ns=request.admitted_ns,
-                first_token_ns=request.first_token_ns,
-                finished_ns=now_ns,
-                waited_ns=request.waits.total_ns,
-            ),
+            times=story.times,
         )
         return request.origin, message
 
@@ -106,12 +107,6 @@ class Results:
             answers.append(self.end(request, finish, now_ns))
         elif request.stream:
             answers.append((request.origin, _delta(request, len(request.output))))
-
-
-def held_back(request: Request, reason: Reason, now_ns: int) -> None:
-    """Charge a request's time to a new reason, unless it has ended."""
-    if request.finish is None:
-        request.waits.change(reason, now_ns)
 
 
 def _delta(request: Request, end: int) -> Delta:

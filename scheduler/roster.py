@@ -7,18 +7,37 @@ A request is *open* until its terminal answer is made. One that is answered whil
 flight stays among the running, with slot and pages, until that row is read.
 """
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from typing import Final, NamedTuple
 
-from scheduler.kv_cache import KVCache
+from scheduler.cache_tiers import CacheTiers
+from scheduler.commands import Story
+from scheduler.completions import Completion
+from scheduler.page_owner import PageOwner
+from scheduler.page_use import usage
+from scheduler.port import Answer
 from scheduler.priority import NeverRun
 from scheduler.request import Request
+
+MAX_ENDED: Final = 256
+
+
+class Occupancy(NamedTuple):
+    """Requests that wait and that run, and the share of the pages that the running ones hold."""
+
+    waiting: int
+    running: int
+    kv_usage: float
 
 
 class Roster:
     """The requests, by state and by id; moves them, and opens and closes their leases."""
 
-    def __init__(self, kv: KVCache) -> None:
+    def __init__(self, kv: PageOwner, tiers: CacheTiers | None = None) -> None:
         self.kv = kv
+        self.tiers = tiers
+        """What lies below the cache."""
         self.waiting: OrderedDict[int, Request] = OrderedDict()
         self.running: dict[int, Request] = {}
         """By number, in order of admission."""
@@ -28,6 +47,10 @@ class Roster:
         """Those of the waiting that have not run yet."""
         self.started: dict[int, Request] = {}
         """Open requests that have run, in the order in which they first did."""
+        self.holders: dict[int, str] = {}
+        """Slot → the request that had it last."""
+        self.ended: deque[Story] = deque(maxlen=MAX_ENDED)
+        """Of requests that were answered last, the newest at the end."""
         self._open: dict[str, Request] = {}
         self._groups: dict[str, dict[str, Request]] = {}
 
@@ -35,6 +58,11 @@ class Roster:
     def idle(self) -> bool:
         """Whether nothing waits or runs."""
         return not (self.waiting or self.running)
+
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing runs and all that waits does so for the storage."""
+        return self.tiers is not None and not self.running and all(r.loading for r in self.waiting.values())
 
     def __contains__(self, rid: str) -> bool:
         return rid in self._open
@@ -50,6 +78,10 @@ class Roster:
             found[rid] = self._open[rid]
         return list(found.values())
 
+    def occupancy(self) -> Occupancy:
+        """How full it is now."""
+        return Occupancy(len(self.waiting), len(self.running), usage(self.kv.use()))
+
     def add(self, request: Request) -> None:
         """Queue a new request."""
         self._open[request.rid] = request
@@ -58,15 +90,31 @@ class Roster:
         self.waiting[request.number] = request
         self.waiting_tokens += request.prompt_len
         self.never_run.add(request)
+        if self.tiers is not None:
+            self.tiers.queued(request)
 
     def admit(self, request: Request) -> None:
         """Move a request from the queue to the running, with a lease on what is cached of it."""
         lease = self.kv.open(request.tokens(0, request.match_end), request.namespace, request.urgency)
         request.lease = lease
-        request.computed = lease.shared * self.kv.page_size
+        request.computed = lease.reach * self.kv.page_size
         self._unqueue(request)
         self.running[request.number] = request
+        self.holders[lease.slot] = request.rid
         self.started.setdefault(request.number, request)
+
+    def load(self, requests: Iterable[Request]) -> None:
+        """Bring to the device what host memory has of requests that were all admitted in this turn."""
+        if self.tiers is not None:
+            self.tiers.admitted(requests)
+
+    def completed(self, completions: Iterable[Completion], now_ns: int) -> list[Answer]:
+        """Take in what finished off the engine's thread; returns the answers that it makes."""
+        if self.tiers is None:
+            return []
+        answers = [answer for completion in completions for answer in self.tiers.complete(completion)]
+        self.tiers.storage.expire(now_ns)
+        return answers
 
     def requeue(self, request: Request) -> None:
         """Put a running request, nothing of which is in flight, back to the head of the queue."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
 import numpy as np
+from msgspec import structs
 
 from model.interface import MAX_TOP_LOGPROBS, Family, Shapes, StepInput, StepOutput
 from scheduler.assembly import Settings, assemble
@@ -124,7 +125,8 @@ class _SimulatedPort:
         self._clock.now_ns += TURN_NS
         return self._tick(ended_ns, [])
 
-    def wait(self) -> Tick:
+    def wait(self, limit_s: float | None = None) -> Tick:
+        del limit_s
         ended_ns, due_ns = self._clock.now_ns, self._source.due_ns()
         self._clock.now_ns += TURN_NS
         if due_ns is None:
@@ -201,6 +203,10 @@ class _SimulatedRunner:
         if isinstance(event, Plan):
             self._admitted += event.admit
 
+    @property
+    def host(self) -> None:
+        return None
+
     def compiled_late(self) -> int:
         return 0
 
@@ -239,6 +245,7 @@ def simulate(source: Source, shapes: Shapes, settings: Settings, steps: StepCloc
     """
     if shapes.vocab_size < 2:
         raise TraceError("a simulation needs a vocabulary of at least two tokens")
+    settings = structs.replace(settings, host_pages=0)  # copies take time that nobody has measured
     clock, lengths, meter = Clock(), _Lengths(), Meter()
     runner = _SimulatedRunner(shapes, steps, clock, lengths, meter)
     port = _SimulatedPort(source, clock, lengths, meter, shapes.vocab_size - 1)

@@ -46,21 +46,31 @@ def prefill_line(plan: Plan, stats: StepStats, token_budget: int) -> str:
     new_tokens = sum(piece.length for piece in plan.pieces)
     left = token_budget - len(plan.decode)
     ratio = new_tokens / left if left > 0 else 0.0
-    line = (
+    running = f", #running_reqs: {stats.num_running}" if stats.num_running else ""
+    cached = sum([request.cached_tokens for request in plan.admit if not request.retractions])
+    return (
         f"prefill: #queue_req: {stats.num_queued}, #can_run_req: {len(plan.pieces)}, "
-        f"#new_token: {new_tokens}, new_token_ratio: {ratio:.3f}"
+        f"#new_token: {new_tokens}, new_token_ratio: {ratio:.3f}{running}, #cached_token: {cached}, "
+        f"input_throughput: {stats.input_throughput:.3f} token/s, {_bucket(plan, new_tokens + len(plan.decode))}"
     )
-    return f"{line}, #running_reqs: {stats.num_running}" if stats.num_running else line
 
 
 def decode_line(plan: Plan, stats: StepStats) -> str:
     """How decoding goes on; the bucket in which the step ran, and the rows of it that were padding."""
-    usage = stats.tokens_used / stats.tokens_total if stats.tokens_total else 0.0
+    usage = min(1.0, stats.tokens_used / stats.tokens_total) if stats.tokens_total else 0.0
+    window = "" if stats.swa_token_usage is None else f"swa_token_usage: {stats.swa_token_usage:.3f}, "
+    grammar, accepted = stats.num_grammar_queue, stats.spec_accept_length
+    later = "" if grammar is None else f"#grammar_queue_req: {grammar}, "
+    later += f"spec_accept_length: {accepted:.3f}, " if accepted else ""
     return (
         f"decode: #running_req: {stats.num_running}, #queue_req: {stats.num_queued}, #token: {stats.tokens_used}, "
-        f"token_usage: {usage:.3f}, gen_throughput: {stats.gen_throughput:.3f}, "
-        f"bucket: {plan.size}, padding: {plan.size - len(plan.decode)}"
+        f"token_usage: {usage:.3f}, {window}gen_throughput: {stats.gen_throughput:.3f} token/s, "
+        f"{later}{_bucket(plan, len(plan.decode))}"
     )
+
+
+def _bucket(plan: Plan, tokens: int) -> str:
+    return f"bucket: {plan.size}, padding: {plan.size - tokens}"
 
 
 def describe(plan: Plan) -> str:

@@ -4,10 +4,11 @@ from msgspec import Struct
 
 from scheduler.channel import Origin
 from scheduler.commands import Command
+from scheduler.completions import Completion
 
 
 class Tick(Struct, frozen=True, array_like=True):
-    """One turn's input. Nothing else in the core reads a clock, a random source or a wire.
+    """One turn's input. Nothing else in the core reads a clock, a random source, a future or a wire.
 
     Seeds of unseeded requests are already drawn.
     """
@@ -16,3 +17,5 @@ class Tick(Struct, frozen=True, array_like=True):
     now_ns: int
     commands: list[tuple[Origin, Command]]
     """In order of arrival."""
+    completions: list[Completion] = []
+    """What finished off the engine's thread, in order."""

@@ -14,7 +14,7 @@ import msgspec
 import zmq
 
 from scheduler.channel import Origin
-from scheduler.commands import Command, Message, Progress, Ready, Shutdown, StepStats
+from scheduler.commands import FAILED, Command, Compiled, Message, Progress, Ready, Shutdown, StepStats, StepTimes
 from scheduler.start import Endpoints, frontend_id, frontend_index
 
 MAX_FRAME_BYTES = 128 * 2**20
@@ -105,7 +105,7 @@ class ZmqChannel:
         for origin in self._frontends:
             self._deliver(origin, body)
 
-    def report(self, stats: StepStats) -> None:
+    def report(self, stats: StepStats | StepTimes | Compiled) -> None:
         """Push the engine's figures to the collector. Never blocks; lost when it does not read (totals follow)."""
         self._push(self._encoder.encode(stats))
 
@@ -160,3 +160,13 @@ class ZmqChannel:
     def _push(self, body: bytes) -> None:
         with contextlib.suppress(zmq.Again):
             self._stats.send(body, zmq.NOBLOCK)
+
+
+def last_words(endpoints: Endpoints, reason: str) -> None:
+    """Tell the collector why this process ends, from any thread: for when the channel's own can do nothing more."""
+    context: zmq.Context[zmq.SyncSocket] = zmq.Context()
+    with context.socket(zmq.PUSH) as socket:
+        socket.connect(endpoints.stats)
+        socket.send(msgspec.msgpack.encode(Progress(stage=FAILED, done=0, total=0, detail=reason)))
+        socket.close(linger=1000)
+    context.term()

@@ -63,6 +63,8 @@ class Answer:
         self.stop: Stop | None = None
         """Set when a stop string was found before the engine ended the request."""
         self.ended = False
+        self.waits_s: dict[str, float] | None = None
+        """Seconds by reason up to the end; None until the engine has ended it."""
         self._detokenizer = detokenizer
         self._finder = StopFinder(stops) if stops else None
         self._keep_stop = keep_stop

@@ -17,10 +17,11 @@ from scheduler.commands import Ready
 from serving.engine_client import EngineClient, EngineGone
 from serving.front import Front
 from serving.guard import Guard
+from serving.http_meter import HttpMeter, HttpSink
 from serving.protocol import errors
 from serving.protocol.collector import CollectorClient
 from serving.protocol.errors import RequestError
-from serving.routes import admin, health, native, openai
+from serving.routes import admin, dashboard, explain, health, native, openai, operate, profile, storage
 from serving.text_side import TextSide, load_text_side
 
 _log = logging.getLogger("serving.app")
@@ -29,17 +30,35 @@ LoadText = Callable[[Ready, EngineConfig], TextSide]
 
 
 def build_app(
-    config: EngineConfig, client: EngineClient, collector: CollectorClient, load_text: LoadText = load_text_side
+    config: EngineConfig,
+    client: EngineClient,
+    collector: CollectorClient,
+    load_text: LoadText = load_text_side,
+    http: HttpSink | None = None,
 ) -> Starlette:
     """The application of one frontend. It answers at once; generating ones with 503 until the engine is ready.
+
+    ``http`` is told of every exchange.
 
     Its lifespan runs ``client`` and reads the model's folder (in a thread) when the engine says where it is.
     """
     front = Front(config, client, collector)
-    tables = (openai.routes, native.routes, admin.routes, health.routes)
+    tables = (
+        openai.routes,
+        native.routes,
+        admin.routes,
+        health.routes,
+        profile.routes,
+        storage.routes,
+        operate.routes,
+        explain.routes,
+        dashboard.routes,
+    )
+    routes = [route for table in tables for route in table(front)]
+    metered = [] if http is None else [Middleware(HttpMeter, routes=routes, sink=http)]
     app = Starlette(
-        routes=[route for table in tables for route in table(front)],
-        middleware=[Middleware(Guard, serving=config.serving)],
+        routes=routes,
+        middleware=[*metered, Middleware(Guard, serving=config.serving)],
         exception_handlers={RequestError: _refuse, HTTPException: _miss, Exception: _fail},
         lifespan=partial(_lifespan, front, load_text),
     )

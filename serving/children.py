@@ -3,7 +3,7 @@
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -49,13 +49,24 @@ class Child:
         self.process.wait()
 
 
-def spawn(name: str, module: str, start: Struct, inherited: Sequence[int] = ()) -> Child:
+def spawn(
+    name: str,
+    module: str,
+    start: Struct,
+    inherited: Sequence[int] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Child:
     """Start ``python -m module`` with ``start`` on its standard input and the descriptors ``inherited``.
 
-    It has its own session: Ctrl-C in the terminal reaches the launcher alone, which decides.
+    Its variables are ``environment``, or this process's own. It has its own session: Ctrl-C in the terminal reaches the
+    launcher alone, which decides.
     """
     process = subprocess.Popen(
-        [sys.executable, "-m", module], stdin=subprocess.PIPE, pass_fds=inherited, start_new_session=True
+        [sys.executable, "-m", module],
+        stdin=subprocess.PIPE,
+        pass_fds=inherited,
+        start_new_session=True,
+        env=environment,
     )
     assert process.stdin is not None, "a pipe was asked for"
     write_start(process.stdin, start)

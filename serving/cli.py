@@ -21,6 +21,8 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "config": "show or check a launch file, or print its schema",
         "model": "pull, list or convert models",
         "replay": "run a recording again and compare the plans",
+        "events": "follow the KV cache of a running engine",
+        "profile": "analyze step records: figures, findings, charts",
         "plan": "simulate a trace with the scheduler of the server and the step times of a machine",
     }
 )

@@ -6,39 +6,45 @@ launcher, which calls ``turn`` whenever a socket can be read or a moment has pas
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
 import msgspec
 import zmq
 
-from scheduler.commands import Progress, Ready, RequestStats, StepStats
+from scheduler.commands import Progress, Ready, StepStats, Story
 from scheduler.start import Endpoints, frontend_id
 from serving.collector_wire import (
     MAX_QUESTION_BYTES,
     Answer,
     Ask,
     Beat,
+    Find,
+    FoundAnswer,
+    Freeze,
+    FreezeEverywhere,
     Hello,
     Leave,
     LoadsAnswer,
     MetricsAnswer,
     News,
     Question,
+    Told,
 )
-from serving.metrics import Metrics
+from serving.metrics import Metrics, Report
 from serving.protocol.collector import Health, Load
 
 STUCK_AFTER_S: Final = 120.0
 """No step finished for this long while requests wait: longer than any single compile should take."""
 RETRY_STARTING_S: Final = 5.0
+MAX_STORIES: Final = 1024
+"""Ended requests that can still be explained."""
 
 _MAX_STAT_BYTES: Final = 1 << 20
 _MAX_FRAMES_PER_TURN: Final = 10_000
 _MAX_WAITING: Final = 100_000
 _LOG: Final = logging.getLogger(__name__)
-
-Report = StepStats | RequestStats | Progress | Ready
 
 
 class Vitals:
@@ -47,6 +53,8 @@ class Vitals:
     def __init__(self, now_s: float) -> None:
         self.health = Health(state="starting", stage="starting processes", retry_after_s=RETRY_STARTING_S)
         self._pending = 0
+        self._paused = False
+        """A paused engine need not move."""
         self._waiting: dict[bytes, int] = {}
         self._step = -1
         self._moved_s = now_s
@@ -71,6 +79,7 @@ class Vitals:
     def step(self, stats: StepStats, now_s: float) -> None:
         """The engine reported: it moves."""
         self._pending = stats.num_running + stats.num_queued
+        self._paused = stats.paused
         self._moved_s = now_s
         self._step = stats.step
         if self.health.state == "stuck":
@@ -89,6 +98,8 @@ class Vitals:
 
     def check(self, now_s: float) -> None:
         """Notice that nothing has moved for too long."""
+        if self._paused:
+            self._moved_s = now_s
         still_s = now_s - self._moved_s
         if self.health.state == "ready" and self.busy and still_s > STUCK_AFTER_S:
             reason = f"requests wait and no step has finished for {still_s:.0f} s (last step: {self._step})"
@@ -104,13 +115,13 @@ class Vitals:
 
 
 class Collector:
-    """Sockets, metrics and vitals of the service."""
+    """Sockets, metrics and vitals of the service. ``metrics`` is None where they are switched off."""
 
     def __init__(
         self,
         context: "zmq.Context[zmq.SyncSocket]",
         endpoints: Endpoints,
-        metrics: Metrics,
+        metrics: Metrics | None,
         num_frontends: int,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
@@ -124,6 +135,7 @@ class Collector:
         self._wall_clock = wall_clock
         self._heard_s = wall_clock()
         self._steps: dict[int, StepStats] = {}
+        self._ended: deque[Story] = deque(maxlen=MAX_STORIES)
         self._known = frozenset(frontend_id(index) for index in range(num_frontends))
         self._frontends: set[bytes] = set()
         self._told = self.vitals.health
@@ -139,11 +151,8 @@ class Collector:
 
     def turn(self) -> None:
         """Take everything that waits, reports before questions, and tell the frontends what changed."""
-        reports = _waiting(self._pull)
-        for frames in reports:
+        for frames in _waiting(self._pull):
             self._report(frames)
-        if reports:
-            self._metrics.step(self._steps)
         for frames in _waiting(self._router):
             self._question(frames)
         self.vitals.check(self._clock())
@@ -153,6 +162,8 @@ class Collector:
         """Send the health to every frontend if it changed."""
         if self.vitals.health != self._told:
             self._told = self.vitals.health
+            if self._told.state == "dead" and self._metrics is not None:
+                self._metrics.gone()
             self._broadcast(News(self._told))
 
     def leave(self, timeout_s: float) -> None:
@@ -175,15 +186,18 @@ class Collector:
                 self._steps[report.replica] = report
                 self._heard_s = self._wall_clock()
                 self.vitals.step(report, self._clock())
-            case RequestStats():
-                self._metrics.request(report)
             case Progress():
                 self.last_progress = report
                 self.vitals.progress(report)
             case Ready():
                 self.ready = report
-                self._metrics.ready(report)
                 self.vitals.ready(self._clock())
+            case Told(story=story):
+                self._ended.append(story)
+            case _:
+                pass
+        if self._metrics is not None:
+            self._metrics.take(report)
 
     def _question(self, frames: list[bytes]) -> None:
         who = frames[0]
@@ -200,9 +214,15 @@ class Collector:
                 self._frontends.add(who)
                 self._answer(who, News(self.vitals.health))
             case Ask(call=call, what="metrics"):
-                self._answer(who, MetricsAnswer(call, self._metrics.render()))
+                self._answer(who, MetricsAnswer(call, b"" if self._metrics is None else self._metrics.render()))
+            case Find(call=call, rid=rid):
+                self._answer(
+                    who, FoundAnswer(call, [story for story in self._ended if rid in (story.rid, story.group)])
+                )
             case Ask(call=call):
                 self._answer(who, LoadsAnswer(call, self.loads()))
+            case FreezeEverywhere():
+                self._broadcast(Freeze())
             case Beat(waiting=waiting):
                 self.vitals.beat(who, waiting, self._clock())
 

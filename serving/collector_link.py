@@ -3,25 +3,32 @@
 import asyncio
 import itertools
 import logging
-from typing import Final, Literal, Protocol
+from collections.abc import Callable
+from typing import Final, Protocol
 
 import msgspec
 import zmq
 import zmq.asyncio
 
-from scheduler.commands import RequestStats
+from scheduler.commands import RequestStats, Story
 from scheduler.start import Endpoints, frontend_id
 from serving.collector_wire import (
     MAX_ANSWER_BYTES,
     Answer,
     Ask,
     Beat,
+    Find,
+    FoundAnswer,
+    Freeze,
+    FreezeEverywhere,
     Hello,
+    HttpStats,
     Leave,
     LoadsAnswer,
     MetricsAnswer,
     News,
     Question,
+    Told,
 )
 from serving.protocol.collector import Health, Load
 
@@ -44,6 +51,10 @@ class Listener(Protocol):
         """The service's health is another."""
         ...
 
+    def freeze_gc(self) -> None:
+        """Collect garbage, and let no later collection look at what is left."""
+        ...
+
     def leave(self, timeout_s: float) -> None:
         """Finish what runs within ``timeout_s`` and exit. Must not block."""
         ...
@@ -56,7 +67,7 @@ class CollectorLink:
         self.lost = 0
         self._health = Health(state="starting", stage="starting processes", retry_after_s=5.0)
         self._calls = itertools.count(1)
-        self._asked: dict[int, asyncio.Future[MetricsAnswer | LoadsAnswer]] = {}
+        self._asked: dict[int, asyncio.Future[MetricsAnswer | LoadsAnswer | FoundAnswer]] = {}
         self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
         self._socket = context.socket(zmq.DEALER)
         self._socket.set(zmq.IDENTITY, frontend_id(index))
@@ -75,7 +86,7 @@ class CollectorLink:
         Raises:
           TimeoutError: the collector did not answer.
         """
-        answer = await self._ask("metrics")
+        answer = await self._ask(lambda call: Ask(call, "metrics"))
         assert isinstance(answer, MetricsAnswer), "a question about metrics is answered by metrics"
         return answer.body
 
@@ -85,16 +96,34 @@ class CollectorLink:
         Raises:
           TimeoutError: the collector did not answer.
         """
-        answer = await self._ask("loads")
+        answer = await self._ask(lambda call: Ask(call, "loads"))
         assert isinstance(answer, LoadsAnswer), "a question about loads is answered by loads"
         return answer.loads
+
+    async def explain(self, rid: str) -> list[Story]:
+        """What became of ended requests with this id.
+
+        Raises:
+          TimeoutError: the collector did not answer.
+        """
+        answer = await self._ask(lambda call: Find(call, rid))
+        assert isinstance(answer, FoundAnswer), "a question about requests is answered by their stories"
+        return answer.stories
+
+    async def freeze_gc(self) -> None:
+        """Have every frontend freeze its garbage collector, this one included."""
+        await self._send(FreezeEverywhere())
 
     async def health(self) -> Health:
         """The newest state that the collector told."""
         return self._health
 
-    def record(self, stats: RequestStats) -> None:
-        """Report one ended request. Never blocks; counted in ``lost`` when the collector does not read."""
+    def tell(self, story: Story) -> None:
+        """Report what became of a request; see ``record``."""
+        self.record(Told(story))
+
+    def record(self, stats: RequestStats | HttpStats | Told) -> None:
+        """Report an ended request or an HTTP exchange. Never blocks; counted in ``lost`` when nobody reads."""
         try:
             self._push.send(msgspec.msgpack.encode(stats), zmq.NOBLOCK)
         except zmq.Again:
@@ -124,9 +153,11 @@ class CollectorLink:
                 case News(health=health):
                     self._health = health
                     listener.health_changed(health)
+                case Freeze():
+                    listener.freeze_gc()
                 case Leave(timeout_s=timeout_s):
                     listener.leave(timeout_s)
-                case MetricsAnswer(call=call) | LoadsAnswer(call=call):
+                case MetricsAnswer(call=call) | LoadsAnswer(call=call) | FoundAnswer(call=call):
                     asked = self._asked.get(call)
                     if asked is not None and not asked.done():
                         asked.set_result(answer)
@@ -136,14 +167,14 @@ class CollectorLink:
             await asyncio.sleep(BEAT_S)
             await self._send(Beat(listener.num_waiting()))
 
-    async def _ask(self, what: Literal["metrics", "loads"]) -> MetricsAnswer | LoadsAnswer:
+    async def _ask(self, make: Callable[[int], Ask | Find]) -> MetricsAnswer | LoadsAnswer | FoundAnswer:
         if len(self._asked) >= _MAX_QUESTIONS:
             raise TimeoutError("the collector has too many questions open")
         call = next(self._calls)
-        answer: asyncio.Future[MetricsAnswer | LoadsAnswer] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[MetricsAnswer | LoadsAnswer | FoundAnswer] = asyncio.get_running_loop().create_future()
         self._asked[call] = answer
         try:
-            await self._send(Ask(call, what))
+            await self._send(make(call))
             return await asyncio.wait_for(answer, ANSWER_TIMEOUT_S)
         finally:
             del self._asked[call]

@@ -4,6 +4,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from scheduler.commands import Story
 from serving.protocol.collector import Health, Load
 
 MAX_QUESTION_BYTES = 4096
@@ -21,6 +22,13 @@ class Ask(Struct, frozen=True, tag="ask"):
     what: Literal["metrics", "loads"]
 
 
+class Find(Struct, frozen=True, tag="find"):
+    """Ask what became of the ended requests whose ``rid`` or ``group`` is exactly this."""
+
+    call: int
+    rid: str
+
+
 class Beat(Struct, frozen=True, tag="beat"):
     """A sign of life, about once a second."""
 
@@ -28,7 +36,27 @@ class Beat(Struct, frozen=True, tag="beat"):
     """Requests of this frontend that have no terminal answer yet."""
 
 
-Question = Hello | Ask | Beat
+class FreezeEverywhere(Struct, frozen=True, tag="freeze_everywhere"):
+    """Have every frontend freeze its garbage collector."""
+
+
+Question = Hello | Ask | Find | Beat | FreezeEverywhere
+
+
+class HttpStats(Struct, frozen=True, tag="http"):
+    """An HTTP exchange begins or, with a status, has ended. Pushed to where engines push their figures."""
+
+    endpoint: str
+    """The route as it is declared."""
+    method: str
+    status: int | None = None
+    seconds: float = 0.0
+
+
+class Told(Struct, frozen=True, tag="told"):
+    """What became of a request. Pushed to where engines push their figures."""
+
+    story: Story
 
 
 class MetricsAnswer(Struct, frozen=True, tag="metrics"):
@@ -45,6 +73,13 @@ class LoadsAnswer(Struct, frozen=True, tag="loads"):
     loads: list[Load]
 
 
+class FoundAnswer(Struct, frozen=True, tag="found"):
+    """Those that are remembered; may be none."""
+
+    call: int
+    stories: list[Story]
+
+
 class News(Struct, frozen=True, tag="news"):
     """The service's health changed."""
 
@@ -57,4 +92,8 @@ class Leave(Struct, frozen=True, tag="leave"):
     timeout_s: float
 
 
-Answer = MetricsAnswer | LoadsAnswer | News | Leave
+class Freeze(Struct, frozen=True, tag="freeze"):
+    """Freeze the garbage collector."""
+
+
+Answer = MetricsAnswer | LoadsAnswer | FoundAnswer | News | Leave | Freeze

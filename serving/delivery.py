@@ -68,7 +68,7 @@ class Delivery:
         """Answer; a ``RequestError`` before the first byte is raised for the application to write."""
         watcher: asyncio.Task[None] | None = None
         try:
-            call = await self._client.open(self._requests, self._endpoint)
+            call = await self._client.open(self._requests, self._endpoint, scope["state"]["received_ns"])
             watcher = asyncio.create_task(_watch(receive, call))
             await self._deliver(call, scope, receive, send)
         except ClientGone:
@@ -119,6 +119,8 @@ class Delivery:
             if answer.ended:
                 continue
             delta = answer.push(piece)
+            if piece.finished is not None:
+                answer.waits_s = self._client.chronicle.waits_s(answer.rid)
             if answer.stop is not None:
                 await self._client.stop(answer.stop)
             if delta.ending is not None:

@@ -18,11 +18,14 @@ from scheduler.commands import (
     Batch,
     Command,
     Delta,
+    Explain,
     Finished,
     FinishReason,
     FlushCache,
+    Frame,
     Generate,
     GetState,
+    Look,
     Message,
     Progress,
     Ready,
@@ -30,8 +33,10 @@ from scheduler.commands import (
     Reply,
     RequestStats,
     Stop,
+    Story,
 )
 from serving.answer import Piece
+from serving.chronicle import Chronicle, Marks, StorySink
 from serving.protocol.errors import RequestError, unavailable
 
 StatsSink = Callable[[RequestStats], None]
@@ -108,6 +113,15 @@ class Call:
         self._news.set()
 
 
+@dataclass(slots=True, frozen=True)
+class _Asked:
+    """What the figures say of a request as it was asked for."""
+
+    streaming: bool
+    max_tokens: int
+    choices: int
+
+
 @dataclass(slots=True)
 class _Entry:
     """One request whose terminal answer has not come."""
@@ -118,6 +132,7 @@ class _Entry:
     endpoint: str
     num_prompt: int
     begun_s: float
+    asked: "_Asked"
     first_s: float | None = None
     last_s: float = 0.0
     gaps_s: list[float] = field(default_factory=list[float])
@@ -137,12 +152,15 @@ class _Entry:
 class EngineClient:
     """All engines as one."""
 
-    def __init__(self, links: Sequence[Link], *, frontend: int, stats: StatsSink) -> None:
+    def __init__(
+        self, links: Sequence[Link], *, frontend: int, stats: StatsSink, stories: StorySink = lambda story: None
+    ) -> None:
         self.ready: Ready | None = None
         self.progress: Progress | None = None
         self.dead: str | None = None
         """Why no engine answers any more."""
         self.draining = False
+        self.chronicle = Chronicle(stories)
         self._links = tuple(links)
         self._frontend = frontend
         self._stats = stats
@@ -175,8 +193,11 @@ class EngineClient:
         """Requests without a terminal answer."""
         return len(self._entries)
 
-    async def open(self, requests: Sequence[Generate], endpoint: str) -> Call:
-        """Send requests whose answers come in one call. Their ids must be new."""
+    async def open(self, requests: Sequence[Generate], endpoint: str, received_ns: int | None = None) -> Call:
+        """Send requests whose answers come in one call. Their ids must be new.
+
+        ``received_ns``: when the call came in; without it nothing is told of its requests.
+        """
         self.check_open()
         call = Call(len(requests))
         now = time.monotonic()
@@ -184,7 +205,11 @@ class EngineClient:
             assert request.rid not in self._entries, "request ids are unique"
             link = self._load.index(min(self._load))
             self._load[link] += 1
-            self._entries[request.rid] = _Entry(call, index, link, endpoint, len(request.prompt), now)
+            asked = _Asked(request.stream, request.params.max_new_tokens, len(requests))
+            self._entries[request.rid] = _Entry(call, index, link, endpoint, len(request.prompt), now, asked)
+            if received_ns is not None:
+                marks = Marks(request.group, len(request.prompt), received_ns, time.monotonic_ns())
+                self.chronicle.opened(request.rid, marks)
             try:
                 await self._links[link].send(request)
             except EngineGone as gone:
@@ -206,8 +231,13 @@ class EngineClient:
             await self._links[entry.link].send(stop)
 
     def abandon(self, requests: Sequence[Generate]) -> None:
-        """Abort those that have not ended; never waits, so that a cancelled task can call it."""
+        """Abort those that have not ended, as nobody reads any of them now.
+
+        Never waits, so that a cancelled task can call it.
+        """
+        now_ns = time.monotonic_ns()
         for request in requests:
+            self.chronicle.left(request.rid, now_ns)
             entry = self._entries.get(request.rid)
             if entry is not None and not entry.abandoned:
                 entry.abandoned = True
@@ -228,6 +258,20 @@ class EngineClient:
     async def state(self) -> list[Reply]:
         """The state of every engine."""
         return await self._ask(lambda call: GetState(call=call))
+
+    async def explain(self, rid: str) -> list[Story]:
+        """What happens to the open requests with this id, whichever engine has them."""
+        replies = await self._ask(lambda call: Explain(call=call, rid=rid))
+        return [self.chronicle.begun(story) for reply in replies for story in reply.stories]
+
+    async def look(self, since_ns: int, *, tree: bool) -> list[Frame]:
+        """What every engine has done since ``since_ns``."""
+        replies = await self._ask(lambda call: Look(call=call, since_ns=since_ns, tree=tree))
+        return [reply.frame for reply in replies if reply.frame is not None]
+
+    async def operate(self, make: Callable[[str], Command]) -> list[Reply]:
+        """Pause, profile, attach a storage and the like, everywhere; one reply an engine."""
+        return await self._ask(make)
 
     async def _ask(self, make: Callable[[str], Command]) -> list[Reply]:
         self._check_alive()
@@ -297,6 +341,7 @@ class EngineClient:
                 entry.call.push(entry.index, answer, None)
             return
         del self._entries[answer.rid]
+        self.chronicle.answered(answer, time.monotonic_ns())
         self._load[entry.link] -= 1
         if isinstance(answer, Rejected):
             entry.call.fail(_refusal(answer))
@@ -321,10 +366,17 @@ class EngineClient:
             prompt_tokens=done.prompt_tokens if done else entry.num_prompt,
             output_tokens=done.output_tokens if done else 0,
             cached_tokens=done.cached_tokens if done else 0,
-            queue_s=max(0, times.admitted_ns - times.arrived_ns) / 1e9 if times and times.admitted_ns else 0.0,
+            queue_s=_between_s(times.arrived_ns, times.admitted_ns) if times else 0.0,
             ttft_s=ttft,
             e2e_s=now - entry.begun_s,
             inter_token_s=entry.gaps_s,
+            streaming=entry.asked.streaming,
+            max_tokens=entry.asked.max_tokens,
+            choices=entry.asked.choices,
+            prefill_s=_between_s(times.admitted_ns, times.first_token_ns) if times else 0.0,
+            decode_s=_between_s(times.first_token_ns, times.finished_ns) if times else 0.0,
+            retractions=done.retractions if done else 0,
+            refusal=answer.code if isinstance(answer, Rejected) else "",
         )
 
     def _die(self, reason: str) -> None:
@@ -334,7 +386,8 @@ class EngineClient:
         self._ready_event.set()
         entries, self._entries = self._entries, {}
         now = time.monotonic()
-        for entry in entries.values():
+        for rid, entry in entries.items():
+            self.chronicle.forget(rid)
             entry.call.fail(RequestError(500, "engine_dead", "The engine stopped before the request was done."))
             self._stats(self._measure(entry, None, now))
         for future in self._replies.values():
@@ -347,6 +400,11 @@ _OUTCOMES: dict[FinishReason, Literal["stop", "length", "abort"]] = {
     FinishReason.LENGTH: "length",
     FinishReason.ABORT: "abort",
 }
+
+
+def _between_s(start_ns: int, end_ns: int) -> float:
+    """Seconds between two moments; 0 where one of them never came."""
+    return max(0, end_ns - start_ns) / 1e9 if start_ns and end_ns else 0.0
 
 
 def _refusal(answer: Rejected) -> RequestError:

@@ -11,13 +11,14 @@ import uvicorn
 import uvloop
 import zmq.asyncio
 
-from configs import log
+from configs import gc_pauses, log
 from scheduler.start import FrontendStart, exit_with_parent, read_start
 from serving.app import build_app
 from serving.collector_link import CollectorLink
 from serving.engine_client import EngineClient
 from serving.link import Link
 from serving.protocol.collector import Health
+from serving.request_log import LoggedLink, RequestLog
 
 KEEP_ALIVE_S: Final = 65
 """Longer than the idle time after which usual proxies close: it is theirs to end a connection."""
@@ -47,6 +48,12 @@ class Frontend:
         if health.state == "dead":
             self._link.fail(health.reason)
 
+    def freeze_gc(self) -> None:
+        """Collect garbage, and let no later collection look at what is left (document: M-19)."""
+        gc.collect()
+        gc.freeze()
+        _LOG.info("garbage collection: %d objects are collected no more", gc.get_freeze_count())
+
     def leave(self, timeout_s: float) -> None:
         """Exit once every request has its answer, or after ``timeout_s``."""
         self._client.drain()
@@ -68,10 +75,18 @@ async def serve(start: FrontendStart) -> None:
     context = zmq.asyncio.Context()
     link = Link(context, start.endpoints, start.index)
     collector = CollectorLink(context, start.endpoints, start.index)
-    client = EngineClient([link], frontend=start.index, stats=collector.record)
+    log_requests = RequestLog(start.config.observe.log_requests)
+    logged = LoggedLink(link, log_requests) if start.config.observe.log_requests else link
+    client = EngineClient([logged], frontend=start.index, stats=collector.record, stories=collector.tell)
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(start.config, client, collector),
+            build_app(
+                start.config,
+                client,
+                collector,
+                log_requests.load_text,
+                http=collector.record if start.config.observe.metrics else None,
+            ),
             http="httptools",
             lifespan="on",
             log_config=None,
@@ -97,6 +112,7 @@ def main() -> None:
     start = read_start(sys.stdin.buffer, FrontendStart)
     exit_with_parent(sys.stdin.buffer)
     log.configure(start.config.observe, f"frontend-{start.index}")
+    gc_pauses.watch(start.config.observe.gc_warning_s)
     gc.freeze()  # what was imported lives as long as the process: no collection need visit it
     uvloop.run(serve(start))
 

@@ -6,6 +6,7 @@ administrative ones need the admin key or, where none is configured, a caller on
 
 import re
 import secrets
+import time
 from collections.abc import MutableMapping
 from hashlib import sha256
 from hmac import compare_digest
@@ -16,11 +17,28 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from configs.schema import Serving
+from serving.dashboard_files import page_files
 from serving.protocol import errors
 from serving.protocol.errors import RequestError, invalid
 
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics"})
-ADMIN_PATHS = frozenset({"/flush_cache", "/reset_prefix_cache", "/abort_request"})
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health", "/metrics", *page_files()})
+"""The live page is no secret; what it shows comes by routes that are not open."""
+ADMIN_PATHS = frozenset(
+    {
+        "/flush_cache",
+        "/reset_prefix_cache",
+        "/abort_request",
+        "/start_profile",
+        "/stop_profile",
+        "/hicache/storage-backend",
+        "/hicache/storage-backend/clear",
+        "/clear_hicache_storage_backend",
+        "/pause_generation",
+        "/continue_generation",
+        "/freeze_gc",
+        "/debug/state",
+    }
+)
 MAX_HEADERS = 256
 MAX_HEADER_BYTES = 65_536
 
@@ -44,7 +62,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        own_id = f"req-{secrets.token_hex(12)}"
+        own_id, received_ns = f"req-{secrets.token_hex(12)}", time.monotonic_ns()
         try:
             self._check_size(scope)
             headers = Headers(scope=scope)
@@ -55,6 +73,7 @@ class Guard:
             await errors.response(error)(scope, receive, _echoing(send, own_id))
             return
         state: MutableMapping[str, Any] = scope.setdefault("state", {})
+        state["received_ns"] = received_ns
         state["request_id"] = given_id or own_id
         state["given_id"] = given_id
         await self._app(scope, receive, _echoing(send, given_id or own_id))

@@ -21,6 +21,7 @@ import msgspec
 import zmq
 
 from configs import log
+from configs.env import engine_environment
 from configs.errors import ConfigError
 from configs.schema import EngineConfig
 from scheduler.commands import FAILED, Shutdown
@@ -80,7 +81,7 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
         endpoints = Endpoints(stack.enter_context(tempfile.TemporaryDirectory(prefix="radjax-")))
         signals = stack.enter_context(caught_signals())
         context: zmq.Context[zmq.SyncSocket] = stack.enter_context(zmq.Context())
-        metrics = Metrics({"model_name": config.model.name or name})
+        metrics = make_metrics(config, name)
         collector = Collector(context, endpoints, metrics, config.serving.workers)
         stack.callback(collector.close)
         family = _start(config, name, engine_module, endpoints, listener)
@@ -92,6 +93,14 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
         engine.set(zmq.LINGER, 0)
         engine.connect(endpoints.engine(0))
         return Launcher(config, family, collector, engine, signals, shown, url_of(listener)).run()
+
+
+def make_metrics(config: EngineConfig, name: str) -> Metrics | None:
+    """The figures of a service, where they are wanted (document: M-2)."""
+    if not config.observe.metrics:
+        return None
+    labels = {"model_name": config.model.name or name, "engine_type": "unified"}
+    return Metrics(labels, config.observe.metrics_alias, ranked=config.parallel.replicas > 1)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -273,7 +282,8 @@ def _start(
         for index in range(config.serving.workers)
     ]
     frontends = tuple(spawn(f"frontend {start.index}", FRONTEND_MODULE, start, (descriptor,)) for start in starts)
-    engine = spawn("engine", engine_module, EngineStart(config=config, name=name, endpoints=endpoints))
+    first = EngineStart(config=config, name=name, endpoints=endpoints)
+    engine = spawn("engine", engine_module, first, environment=engine_environment())
     return Family(engine, frontends)
 
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
+from configs.hybrid import least_window_pages
 from model.interface import Shapes
 from scheduler.assembly import Settings
-from scheduler.commands import Abort, Command, Generate, SamplingParams, Stop
+from scheduler.commands import Abort, Command, ContinueGeneration, Generate, PauseGeneration, SamplingParams, Stop
 
 TWO_TOKENS = st.integers(0, 1)
 EOS = 1
@@ -40,6 +41,7 @@ def shapes(draw: st.DrawFn, vocab_size: int, pressed: bool) -> Shapes:
         page_size=page_size,
         pages_per_row=-(-26 // page_size),
         vocab_size=vocab_size,
+        window=draw(st.sampled_from([0, 0, 1, 2, 5, 9])),
     )
 
 
@@ -89,12 +91,23 @@ def workloads(draw: st.DrawFn) -> Workload:
         elif fate == "stop":
             number = draw(st.integers(0, 3))
             script.setdefault(later, []).append((index % 2, Stop(rid=request.rid, num_tokens=number, matched="x")))
+    max_inflight = draw(st.integers(0, 4))
+    window_pages = 0
+    if ladders.window:
+        least = least_window_pages(ladders.window, ladders.page_size, max_inflight)
+        window_pages = least + draw(st.integers(0, 6))
+    if draw(st.sampled_from([False] * 3 + [True])):
+        begin, mode = draw(st.integers(0, 12)), draw(st.sampled_from(["retract", "in_place"]))
+        end = begin + draw(st.integers(0, 12))
+        script.setdefault(begin, []).append((0, PauseGeneration(call="p", mode=mode)))
+        script.setdefault(end, []).append((1, ContinueGeneration(call="c")))
     settings = Settings(
         context_length=25,
+        window_pages=window_pages,
         num_pages=-(-(24 + draw(st.integers(6, 20) if pressed else st.integers(0, 40))) // ladders.page_size),
         max_rows=draw(st.integers(2 if pressed else 1, ladders.max_rows)),
         depth=draw(st.integers(0, 4)),
-        max_inflight=draw(st.integers(0, 4)),
+        max_inflight=max_inflight,
         eos_ids=(EOS,),
         reuse=draw(st.sampled_from([True, True, True, False])),
         eviction=draw(st.sampled_from(["lru", "lfu", "slru", "fifo", "mru", "filo", "priority"])),

@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     for context in sorted(set(arguments.context)):
         print(f"behind {context} tokens:")
         for program in all_programs(setup.shapes):
-            step = synthetic(program, setup.shapes, context, setup.resolved.num_pages)
+            step = synthetic(program, setup.shapes, context, setup.resolved.num_pages, setup.resolved.window_pages)
             seconds = measure(runner, step, arguments.repeat)
             times.append(timed(program, step, seconds))
             print(report(program, seconds, setup, limits), flush=True)

@@ -4,6 +4,8 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
+from scheduler.commands import Story
+
 
 class Load(Struct, frozen=True, kw_only=True):
     """How busy one replica is."""
@@ -41,6 +43,14 @@ class CollectorClient(Protocol):
 
     async def loads(self) -> list[Load]:
         """One entry a replica."""
+        ...
+
+    async def explain(self, rid: str) -> list[Story]:
+        """What became of ended requests with this id, as far as it is remembered."""
+        ...
+
+    async def freeze_gc(self) -> None:
+        """Have every frontend freeze its garbage collector."""
         ...
 
     async def health(self) -> Health:

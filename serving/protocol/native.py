@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from scheduler.commands import PauseMode
 from serving.protocol.fields import (
     CacheKey,
     Choices,
@@ -115,6 +116,21 @@ class AbortRequest(Struct, frozen=True, kw_only=True):
 
     rid: Annotated[str, Meta(max_length=256)] | None = None
     abort_all: bool | None = None
+
+
+class AttachStorageRequest(Struct, frozen=True, kw_only=True):
+    """``PUT /hicache/storage-backend``."""
+
+    hicache_storage_backend: Literal["file"] = "file"
+    hicache_storage_prefetch_policy: Literal["best_effort", "wait_complete", "timeout"] | None = None
+    directory: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Ours: by default ``cache.storage_dir``."""
+
+
+class PauseRequest(Struct, frozen=True, kw_only=True):
+    """``POST /pause_generation``."""
+
+    mode: PauseMode | None = None
 
 
 # ---- written

@@ -121,6 +121,8 @@ class Request(Struct, frozen=True, kw_only=True):
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
     user: Label | None = None
+    explain: bool | None = None
+    """Whether the usage says what the time was spent on."""
 
 
 class ContentPart(Struct, frozen=True):
@@ -177,6 +179,8 @@ class Usage(Struct, frozen=True):
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    waits: dict[str, float] | UnsetType = UNSET
+    """With ``explain``: seconds by reason of the choice that took longest, up to its last token."""
 
 
 class TopLogprob(Struct, frozen=True):

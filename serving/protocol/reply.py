@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import structs
+
 from scheduler.commands import TokenLogprobs
 from serving.answer import Answer, TextDelta
 from serving.protocol.openai import PromptTokensDetails, Usage
@@ -58,6 +60,7 @@ class Head:
     """Choices of each prompt."""
     include_usage: bool
     continuous_usage: bool
+    explain: bool = False
 
 
 def usage(answers: Sequence[Answer], copies: int) -> Usage:
@@ -66,6 +69,15 @@ def usage(answers: Sequence[Answer], copies: int) -> Usage:
     cached = sum(answer.cached_tokens for answer in answers[::copies])
     completion = sum(answer.num_tokens for answer in answers)
     return Usage(prompt, completion, prompt + completion, PromptTokensDetails(cached))
+
+
+def whole_usage(answers: Sequence[Answer], head: Head) -> Usage:
+    """Of all answers of a call; with what the time was spent on where that was asked for and is known."""
+    used = usage(answers, head.copies)
+    waits = [answer.waits_s for answer in answers if answer.waits_s is not None]
+    if not head.explain or not waits:
+        return used
+    return structs.replace(used, waits=max(waits, key=lambda each: sum(each.values())))
 
 
 def merge(deltas: Sequence[TextDelta]) -> TextDelta:

@@ -18,7 +18,7 @@ from serving.protocol.openai import (
     FinishWord,
     TopLogprob,
 )
-from serving.protocol.reply import Head, TokenNames, floored, usage
+from serving.protocol.reply import Head, TokenNames, floored, usage, whole_usage
 from serving.protocol.sse import frame
 
 _encode = msgspec.json.Encoder().encode
@@ -61,7 +61,7 @@ class ChatWriter:
         """The usage, in a chunk without choices."""
         if not self._head.include_usage:
             return b""
-        return frame(_encode(self._body("chat.completion.chunk", [], usage(answers, self._head.copies))))
+        return frame(_encode(self._body("chat.completion.chunk", [], whole_usage(answers, self._head))))
 
     def body(self, answers: Sequence[Answer], deltas: Sequence[TextDelta]) -> bytes:
         """The whole reply."""
@@ -77,7 +77,7 @@ class ChatWriter:
                     delta.ending.matched,
                 )
             )
-        return _encode(self._body("chat.completion", choices, usage(answers, self._head.copies)))
+        return _encode(self._body("chat.completion", choices, whole_usage(answers, self._head)))
 
     def _chunk(self, choice: ChatChunkChoice, answer: Answer | None) -> bytes:
         head = self._head

@@ -8,7 +8,7 @@ from msgspec import UNSET
 from scheduler.commands import TokenLogprobs
 from serving.answer import Answer, TextDelta
 from serving.protocol.openai import Body, CompletionChoice, CompletionLogprobs
-from serving.protocol.reply import Head, TokenNames, floored, pad_prompt, usage
+from serving.protocol.reply import Head, TokenNames, floored, pad_prompt, usage, whole_usage
 from serving.protocol.reply_chat import finish_word
 from serving.protocol.sse import frame
 
@@ -49,12 +49,12 @@ class CompletionWriter:
         """The usage, in a chunk without choices."""
         if not self._head.include_usage:
             return b""
-        return frame(_encode(self._body([], usage(answers, self._head.copies))))
+        return frame(_encode(self._body([], whole_usage(answers, self._head))))
 
     def body(self, answers: Sequence[Answer], deltas: Sequence[TextDelta]) -> bytes:
         """The whole reply."""
         choices = [self._choice(delta) for delta in deltas]
-        return _encode(self._body(choices, usage(answers, self._head.copies)))
+        return _encode(self._body(choices, whole_usage(answers, self._head)))
 
     def _choice(self, delta: TextDelta) -> CompletionChoice:
         text, entries = delta.text, list(delta.logprobs)

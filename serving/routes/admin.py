@@ -112,7 +112,23 @@ async def _server_info(front: Front) -> dict[str, object]:
         "port": config.serving.port,
         "host": config.serving.host,
         "config": public,
+        "kv_events": _kv_events(front),
         "internal_states": [reply.state for reply in await front.client.state()],
+    }
+
+
+def _kv_events(front: Front) -> dict[str, object] | None:
+    """Where KV events are published, for routers; None when they are not (document: M-3)."""
+    observe, text = front.config.observe, front.text
+    if observe.kv_events_endpoint is None or text is None:
+        return None
+    return {
+        "publisher": "zmq",
+        "endpoint": observe.kv_events_endpoint,
+        "replay_endpoint": observe.kv_events_replay_endpoint,
+        "topic": observe.kv_events_topic,
+        "block_size": text.ready.page_size,
+        "dp_size": front.config.parallel.replicas,
     }
 
 

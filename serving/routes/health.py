@@ -3,8 +3,9 @@
 import asyncio
 import secrets
 
+import msgspec
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from scheduler.commands import Generate, SamplingParams
@@ -27,16 +28,21 @@ def routes(front: Front) -> list[Route]:
             health = Health(state="draining", reason="the service is shutting down")
         elif front.text is None and health.state == "ready":
             health = Health(state="starting", stage="reading the tokenizer")
-        return _report(front, health, passing=frozenset({"ready"}))
+        return _report(front, health, {}, passing=frozenset({"ready"}))
 
     async def health(request: Request) -> Response:
-        return _report(front, await front.collector.health(), passing=frozenset({"ready", "draining"}))
+        more: dict[str, object] = {}
+        if request.query_params.get("verbose", "false") not in ("0", "false"):
+            more = {"loads": await front.collector.loads(), "frontend_open_requests": front.client.num_open}
+        return _report(front, await front.collector.health(), more, passing=frozenset({"ready", "draining"}))
 
     async def health_generate(request: Request) -> Response:
         await _probe(front)
         return PlainTextResponse("ok\n")
 
     async def metrics(request: Request) -> Response:
+        if not front.config.observe.metrics:
+            raise RequestError(404, "not_found", "Metrics are switched off (observe.metrics).")
         kind = "text/plain; version=0.0.4; charset=utf-8"
         return Response(await front.collector.metrics(), headers={"content-type": kind})
 
@@ -49,8 +55,8 @@ def routes(front: Front) -> list[Route]:
     ]
 
 
-def _report(front: Front, health: Health, *, passing: frozenset[str]) -> Response:
-    """200 for the states in ``passing``, else 503; what this frontend knows itself comes first."""
+def _report(front: Front, health: Health, more: dict[str, object], *, passing: frozenset[str]) -> Response:
+    """200 for the states in ``passing``, else 503; what this frontend knows itself comes first, ``more`` last."""
     if front.client.dead is not None:
         health = Health(state="dead", reason=front.client.dead)
     body = {
@@ -59,10 +65,11 @@ def _report(front: Front, health: Health, *, passing: frozenset[str]) -> Respons
         "done": health.done,
         "total": health.total,
         "reason": health.reason,
+        **more,
     }
-    if health.state in passing:
-        return JSONResponse(body)
-    return JSONResponse(body, 503, {"retry-after": str(max(1, round(health.retry_after_s)))})
+    passes = health.state in passing
+    headers = {} if passes else {"retry-after": str(max(1, round(health.retry_after_s)))}
+    return Response(msgspec.json.encode(body), 200 if passes else 503, headers, "application/json")
 
 
 async def _probe(front: Front) -> None:

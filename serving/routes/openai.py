@@ -142,6 +142,7 @@ def _head(front: Front, text: TextSide, body: openai.Request, origin: Origin, mo
         copies=body.n or 1,
         include_usage=bool(options.include_usage),
         continuous_usage=bool(options.continuous_usage_stats),
+        explain=bool(body.explain),
     )
 
 

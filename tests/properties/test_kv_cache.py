@@ -90,7 +90,7 @@ class KVMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def close(self, data: st.DataObject) -> None:
         holder = self.holders.pop(data.draw(st.integers(0, len(self.holders) - 1)))
-        before, promised = self.kv.available()[0], self.kv.reclaimable(holder.lease)
+        before, [promised] = self.kv.available()[0], self.kv.reclaimable(holder.lease)
         self.kv.close(holder.lease, self.tail(holder))
         assert self.kv.available()[0] >= before + promised
         key = np.array(holder.tokens[: holder.written], np.int32)

@@ -20,6 +20,7 @@ from scheduler.commands import (
     FinishReason,
     Generate,
     Rejected,
+    Reply,
     Shutdown,
     Stop,
 )
@@ -78,6 +79,8 @@ def answers_by_request(port: ScriptedPort) -> dict[str, tuple[list[int], Finishe
     tokens: dict[str, list[int]] = {}
     ends: dict[str, Finished | Rejected] = {}
     for _, answer in port.answers:
+        if isinstance(answer, Reply):
+            continue
         assert isinstance(answer, Delta | Finished | Rejected)
         assert answer.rid not in ends, "something came after the terminal answer"
         if isinstance(answer, Delta | Finished):

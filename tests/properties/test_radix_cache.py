@@ -117,7 +117,8 @@ class RadixMachine(RuleBasedStateMachine):
     def hold(self, tokens: list[int], namespace: bytes, priority: int) -> Holder:
         expected = [prefix for prefix in self.prefixes(namespace, tokens) if prefix in self.pages]
         hit = self.tree.peek(as_key(tokens), namespace)
-        assert hit == (len(expected), len(set(expected) - self.locked()))
+        assert (hit.pages, hit.unlocked) == (len(expected), len(set(expected) - self.locked()))
+        assert self.tree.find(as_key(tokens), namespace) == [self.pages[prefix].page for prefix in expected]
         node, pages = self.tree.match(as_key(tokens), namespace, priority)
         assert pages == [self.pages[prefix].page for prefix in expected]
         self.use(expected, priority)

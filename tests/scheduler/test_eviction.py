@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from configs.schema import Eviction
 from scheduler.eviction import POLICIES, EvictionQueue
 from scheduler.prefix_cache import namespace, prefix_cache
+from scheduler.radix_cache import Hit
 
 
 @dataclass(eq=False)
@@ -99,7 +100,7 @@ def test_the_chunk_cache_never_has_anything() -> None:
     cache = prefix_cache("chunk", "lru", 1)
     key = b"\1\0\0\0"
     assert cache.extend(cache.root, key, [], b"").pages == []
-    assert cache.peek(key, b"") == (0, 0)
+    assert cache.peek(key, b"") == Hit(0, 0)
     assert cache.match(key, b"").node is cache.root
     assert (cache.cached, cache.evictable, cache.queued, cache.num_nodes) == (0, 0, 0, 0)
     assert cache.evict(5) == list(cache.nodes()) == []

@@ -1,6 +1,7 @@
 """Plans made of views that are built by hand: the corners that whole runs seldom reach."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def view(*requests: Request, available: int = 0, max_rows: int = 4, last_family:
         free_slots=SHAPES.max_rows - len(requests),
         available=(available,),
         peek=lambda _: Hit(0, 0),
-        reclaimable=lambda lease: len(lease.pages[0]),
+        reclaimable=lambda lease: (len(lease.pages[0]),),
         shapes=SHAPES,
         max_rows=max_rows,
         token_ratio=0.5,
@@ -115,3 +116,19 @@ def test_rows_beyond_what_a_plan_holds_take_turns_evenly(count: int, max_rows: i
             request.planned = step
         planned.update(request.number for request in decided.decode)
         assert max(planned.values()) - min(planned.values()) <= 1
+
+
+def test_decode_rows_go_back_when_either_page_group_runs_short() -> None:
+    row, other = (running(number, COMPUTED + 1, COMPUTED) for number in (1, 2))
+    for available in ((5, 0), (0, 5), (1, 0)):
+        short = replace(view(row, other), available=available, reclaimable=lambda lease: (2, 2))
+        assert plan(short).retract == (other,)
+    # one page more in the shorter group alone would not do, and two do
+    assert plan(replace(view(row, other), available=(5, 1), reclaimable=lambda lease: (2, 2))).retract == (other,)
+    assert plan(replace(view(row, other), available=(5, 2))).decode == (row, other)
+
+
+def test_a_prompt_gets_as_much_as_the_shorter_page_group_holds() -> None:
+    request = running(1, 12, COMPUTED)
+    [piece] = plan(replace(view(request), available=(9, 2))).pieces
+    assert piece.length == 2 * SIZE

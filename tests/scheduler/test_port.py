@@ -19,6 +19,7 @@ from scheduler.commands import (
     Reply,
     Shutdown,
 )
+from scheduler.completions import Mailbox, Saved
 from scheduler.local_channel import MAX_COMMANDS, MAX_MESSAGES, ChannelFullError, LocalChannel
 from scheduler.loop import run
 from scheduler.port import ChannelPort
@@ -83,10 +84,24 @@ class RestlessChannel:
     def broadcast(self, message: Message) -> None:
         raise AssertionError("nothing is to be said")
 
+    def wake(self) -> None:
+        raise AssertionError("nothing has been posted")
+
 
 def test_a_channel_that_returns_early_with_nothing_is_asked_again_and_makes_no_turn() -> None:
     tick = ChannelPort(RestlessChannel(3), FakeClock(), lambda: 1).wait()
     assert (tick.number, tick.commands) == (1, [(0, Shutdown())])
+
+
+def test_what_finishes_elsewhere_wakes_an_idle_engine_and_comes_with_the_next_tick() -> None:
+    channel, mailbox = LocalChannel(), Mailbox()
+    port = ChannelPort(channel, FakeClock(), lambda: 1, mailbox)
+    threading.Timer(0.02, mailbox.post, [Saved(7)]).start()
+    assert port.wait().completions == [Saved(7)]
+    mailbox.post(Saved(8))
+    mailbox.post(Saved(9))
+    assert port.wait().completions == [Saved(8), Saved(9)]
+    assert port.wait(0.001).completions == port.poll().completions == []
 
 
 def turns_of(watcher: Watcher) -> int:

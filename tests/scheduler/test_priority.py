@@ -124,7 +124,7 @@ def test_whoever_gives_way_is_weaker_by_the_threshold_may_still_be_asked_and_doe
     for r in running:
         r.preemptions = given_way[r.number]
     newcomer, rule = request(99, 2), Preemption(threshold, limit)
-    chosen = victims(newcomer, running, Shortfall(slots, tokens), lambda r: worth[r.number], rule)
+    chosen = victims(newcomer, running, Shortfall(slots, (tokens,)), lambda r: (worth[r.number],), rule)
     willing = [r for r in running if newcomer.urgency - r.urgency > threshold and r.preemptions < limit]
     willing.sort(key=lambda r: (r.urgency, -r.number))
     assert list(chosen) == willing[: len(chosen)]
@@ -141,9 +141,9 @@ def test_whoever_gives_way_is_weaker_by_the_threshold_may_still_be_asked_and_doe
 
 def test_nobody_gives_way_while_another_one_is_about_to_leave() -> None:
     running = requests([0, 0])
-    assert victims(request(9, 5), running, Shortfall(1, 0), lambda _: 1, Preemption(0, 1)) == (running[1],)
+    assert victims(request(9, 5), running, Shortfall(1, (0,)), lambda _: (1,), Preemption(0, 1)) == (running[1],)
     running[0].finish = Finish(FinishReason.LENGTH, None, 1)
-    assert victims(request(9, 5), running, Shortfall(1, 0), lambda _: 1, Preemption(0, 1)) == ()
+    assert victims(request(9, 5), running, Shortfall(1, (0,)), lambda _: (1,), Preemption(0, 1)) == ()
 
 
 @given(ages=st.lists(st.integers(0, 20), max_size=8), ran=st.integers(0, 3), limit=st.integers(0, 20))

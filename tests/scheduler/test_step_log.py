@@ -3,12 +3,14 @@
 import logging
 import re
 
+import msgspec
 import pytest
 
 from scheduler.assembly import assemble
-from scheduler.commands import Command, Shutdown
+from scheduler.commands import Command, Shutdown, StepStats
 from scheduler.loop import run
-from scheduler.step_log import StepLog
+from scheduler.planner import Plan
+from scheduler.step_log import StepLog, decode_line
 from tests.fakes import KVEchoRunner, ScriptedPort
 from tests.scheduler.build import SETTINGS, SHAPES, ask
 
@@ -28,10 +30,20 @@ def lines_of(script: dict[int, list[Command]], interval: int, caplog: pytest.Log
 def test_every_step_with_pieces_leaves_a_line_that_accounts_for_its_tokens(caplog: pytest.LogCaptureFixture) -> None:
     # document: M-4
     lines = lines_of({0: [ask("a", list(range(1, 41)), 1)]}, 1, caplog)
-    assert lines == [
-        "prefill: #queue_req: 0, #can_run_req: 1, #new_token: 32, new_token_ratio: 1.000, #running_reqs: 1",
-        "prefill: #queue_req: 0, #can_run_req: 1, #new_token: 8, new_token_ratio: 0.250",
+    assert [re.sub(r"input_throughput: \d+\.\d{3} token/s", "RATE", line) for line in lines] == [
+        "prefill: #queue_req: 0, #can_run_req: 1, #new_token: 32, new_token_ratio: 1.000, #running_reqs: 1, "
+        "#cached_token: 0, RATE, bucket: 32, padding: 0",
+        "prefill: #queue_req: 0, #can_run_req: 1, #new_token: 8, new_token_ratio: 0.250, "
+        "#cached_token: 0, RATE, bucket: 8, padding: 0",
     ]
+
+
+def test_a_prefill_line_says_what_came_from_the_cache_and_what_is_padding(caplog: pytest.LogCaptureFixture) -> None:
+    prompt = list(range(1, 21))
+    line = lines_of({0: [ask("a", prompt, 1)], 9: [ask("b", [*prompt, 7, 8, 9], 1)]}, 1, caplog)[-1]
+    assert "#new_token: 3," in line
+    assert "#cached_token: 20," in line
+    assert line.endswith("bucket: 8, padding: 5")
 
 
 def test_a_prefill_line_counts_the_queue_and_what_decode_rows_leave_of_the_budget(
@@ -51,7 +63,7 @@ def test_decode_lines_come_every_so_many_decode_steps_and_name_the_program(caplo
     assert len(lines) == 20 // 5 - 1  # nothing runs after the last step
     pattern = (
         r"decode: #running_req: 3, #queue_req: 0, #token: (\d+), token_usage: (0\.\d{3}), "
-        r"gen_throughput: (\d+\.\d{3}), bucket: 4, padding: 1"
+        r"gen_throughput: (\d+\.\d{3}) token/s, bucket: 4, padding: 1"
     )
     found = [re.fullmatch(pattern, line) for line in lines]
     assert all(found), lines
@@ -59,3 +71,19 @@ def test_decode_lines_come_every_so_many_decode_steps_and_name_the_program(caplo
     for match in filter(None, found):
         assert match[2] == f"{int(match[1]) / pool:.3f}"
         assert float(match[3]) > 0
+
+
+def test_a_decode_line_names_what_the_engine_does_not_have_only_once_it_has_it() -> None:
+    # document: M-5, M-20
+    plan = Plan(size=4)
+    assert "grammar" not in decode_line(plan, stats())
+    assert "spec" not in decode_line(plan, stats())
+    assert "spec" not in decode_line(plan, stats(spec_accept_length=0.0))
+    line = decode_line(plan, stats(num_grammar_queue=0, spec_accept_length=2.5))
+    assert ", #grammar_queue_req: 0, spec_accept_length: 2.500, " in line
+
+
+def stats(**given: float) -> StepStats:
+    """All zero but what is given."""
+    zeros = {field.name: 0 for field in msgspec.structs.fields(StepStats) if field.required}
+    return msgspec.convert(zeros | given, StepStats)

@@ -15,11 +15,13 @@ from scheduler.commands import (
     Batch,
     Command,
     Delta,
+    Explain,
     Finished,
     FinishReason,
     FlushCache,
     Generate,
     GetState,
+    Look,
     Message,
     Ready,
     Rejected,
@@ -27,6 +29,7 @@ from scheduler.commands import (
     RequestStats,
     RequestTimes,
     Stop,
+    Story,
     TokenLogprobs,
 )
 from serving.engine_client import EngineGone
@@ -129,6 +132,8 @@ class FakeEngine:
                 self._out.put_nowait(Reply(call=call, success=self.idle, message="Cache flushed."))
             case GetState(call=call):
                 self._out.put_nowait(Reply(call=call, success=True, message="", state={"running": 0}))
+            case Explain(call=call) | Look(call=call):
+                self._out.put_nowait(Reply(call=call, success=True, message=""))
             case _:
                 pass
 
@@ -224,6 +229,8 @@ class FakeCollector:
     """Says what it is told."""
 
     state: Health = field(default_factory=lambda: Health(state="ready"))
+    stories: list[Story] = field(default_factory=list)
+    frozen: int = 0
 
     async def metrics(self) -> bytes:
         return b"radjax_num_running_reqs 0.0\n"
@@ -240,6 +247,12 @@ class FakeCollector:
                 ts_tic=1.5,
             )
         ]
+
+    async def freeze_gc(self) -> None:
+        self.frozen += 1
+
+    async def explain(self, rid: str) -> list[Story]:
+        return [story for story in self.stories if rid in (story.rid, story.group)]
 
     async def health(self) -> Health:
         return self.state

@@ -51,7 +51,7 @@ def serve(
 
     async def main() -> None:
         engine, collector, sink = FakeEngine(script, pace_s), FakeCollector(), Sink()
-        client = EngineClient([link or engine], frontend=0, stats=sink)
+        client = EngineClient([link or engine], frontend=0, stats=sink, stories=collector.stories.append)
         app = build_app(config, client, collector)
         # asyncio turns Nagle's delay off only for sockets that name their protocol
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)

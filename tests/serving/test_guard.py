@@ -19,6 +19,8 @@ KEYS = {"none": None, "user": "user-key", "admin": "admin-key", "wrong": "x"}
 
 def app(**serving: object):
     client = EngineClient([FakeEngine(lambda request: [1])], frontend=0, stats=Sink())
+    # the live page's feed then ends after its first frame
+    client.drain()
     return build_app(make_config(**serving), client, FakeCollector())
 
 
@@ -99,7 +101,7 @@ def test_headers_have_limits_and_ids_a_form():
     ("method", "path", "status", "code"),
     [
         ("GET", "/nowhere", 404, "not_found"),
-        ("POST", "/start_profile", 404, "not_found"),
+        ("POST", "/start_profiles", 404, "not_found"),
         ("GET", "/generate", 405, "method_not_allowed"),
     ],
 )

@@ -31,6 +31,7 @@ from scheduler.commands import (
     RequestTimes,
     Shutdown,
     StepStats,
+    StepTimes,
     Stop,
 )
 from scheduler.start import EngineStart, exit_with_parent, read_start
@@ -168,8 +169,13 @@ class FakeEngine:
                 rejected=0,
                 late_compiles=0,
                 new_token_ratio=0.7,
+                family="decode",
+                size=64,
+                step_tokens=min(64, len(self.running)),
             )
         )
+        phases = dict.fromkeys(("receive_s", "plan_s", "launch_s", "commit_s", "emit_s"), 1e-4)
+        self.channel.report(StepTimes(replica=0, family="decode", size=64, step_s=self.pace_s, **phases))
 
 
 def main() -> None:

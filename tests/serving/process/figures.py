@@ -5,13 +5,13 @@ import msgspec
 from scheduler.commands import Ready, RequestStats, StepStats
 
 
-def step_stats(**given: int | float) -> StepStats:
-    """All zero but what is given."""
-    zeros: dict[str, int | float] = {field.name: 0 for field in msgspec.structs.fields(StepStats)}
+def step_stats(**given: int | float | str) -> StepStats:
+    """All zero, or what it is unless given."""
+    zeros: dict[str, int | float] = {field.name: 0 for field in msgspec.structs.fields(StepStats) if field.required}
     return msgspec.convert(zeros | given, StepStats)
 
 
-def request_stats(outcome: str = "stop", **given: int | float | list[float]) -> RequestStats:
+def request_stats(outcome: str = "stop", **given: int | float | str | list[float]) -> RequestStats:
     """A short request."""
     plain = {
         "frontend": 0,
@@ -40,6 +40,8 @@ def ready() -> Ready:
         folder="/",
         served_name="m",
         max_running_requests=8,
+        page_size=16,
+        num_pages=256,
         architecture="echo",
         banner=[],
     )

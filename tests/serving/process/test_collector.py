@@ -33,7 +33,8 @@ class House:
     def __init__(self, directory: str) -> None:
         self.endpoints = Endpoints(directory)
         self.context: zmq.Context[zmq.SyncSocket] = zmq.Context()
-        self.collector = Collector(self.context, self.endpoints, Metrics({"model_name": "m"}), NUM_FRONTENDS)
+        metrics = Metrics({"model_name": "m", "engine_type": "unified"})
+        self.collector = Collector(self.context, self.endpoints, metrics, NUM_FRONTENDS)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._turn)
         self._thread.start()
@@ -102,6 +103,33 @@ def counter(text: bytes, name: str) -> float:
     """The sum of a metric's samples."""
     lines = [line for line in text.decode().splitlines() if line.startswith((f"{name} ", f"{name}{{"))]
     return sum(float(line.rpartition(" ")[2]) for line in lines)
+
+
+def test_an_engine_that_died_leaves_no_gauge_even_when_it_is_heard_once_more(house: House) -> None:
+    # document: P-5
+    push = house.context.socket(zmq.PUSH)
+    push.connect(house.endpoints.stats)
+
+    def report(*values: msgspec.Struct) -> None:
+        for value in values:
+            push.send(msgspec.msgpack.encode(value))
+
+    async def main() -> None:
+        async with frontend(house, 0, []) as link:
+            report(ready(), step_stats(num_running=2, retractions=1))
+            async with asyncio.timeout(WAIT_S):
+                while counter(await link.metrics(), "radjax_num_running_reqs") != 2:
+                    await asyncio.sleep(0.02)
+            house.collector.vitals.die("killed")
+            report(step_stats(num_running=2, retractions=2))
+            async with asyncio.timeout(WAIT_S):
+                while counter(text := await link.metrics(), "radjax_num_retracted_requests_total") != 2:
+                    await asyncio.sleep(0.02)
+            assert "radjax_num_running_reqs" not in text.decode()
+            assert counter(text, "radjax_serving") == 0
+
+    asyncio.run(main())
+    push.close()
 
 
 def test_three_frontends_and_300_requests_give_the_true_sums_and_no_counter_ever_falls(house: House) -> None:

@@ -1,0 +1,31 @@
+"""What a prefix cache tells whoever keeps an account of the pages in it."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from model.interface import PageId
+
+Medium = Literal["GPU", "CPU_PINNED", "DISK"]
+"""Where a page lies, in the words that routers know."""
+
+
+class CacheListener(Protocol):
+    """Hears of every page that enters or leaves a prefix cache, on the engine's thread. Must not block."""
+
+    def stored(
+        self, namespace: bytes, parent: PageId | None, key: bytes, pages: Sequence[PageId], medium: Medium = "GPU"
+    ) -> None:
+        """``pages`` entered the cache: they hold ``key`` (int32 token ids), which follows page ``parent``.
+
+        Args:
+            namespace: of the prefix.
+            parent: the page before them on the same medium; None where a prefix begins.
+            key: the bytes of exactly their tokens.
+            pages: page numbers of ``medium``.
+            medium: where they lie.
+        """
+        ...
+
+    def removed(self, pages: Sequence[PageId], medium: Medium = "GPU") -> None:
+        """``pages`` have left the cache."""
+        ...
