@@ -151,6 +151,8 @@ class Collector:
 
     def turn(self) -> None:
         """Take everything that waits, reports before questions, and tell the frontends what changed."""
+        # no question is answered with the gauges of an engine that has died since
+        self.tell()
         for frames in _waiting(self._pull):
             self._report(frames)
         for frames in _waiting(self._router):

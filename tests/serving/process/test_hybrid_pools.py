@@ -7,7 +7,7 @@ from tests.serving.process.service import ROOT
 
 # document: M-6, O-26
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 WINDOW = 512
 SETTINGS = (
