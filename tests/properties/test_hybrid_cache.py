@@ -9,26 +9,16 @@ from configs.hybrid import needed_pages
 from configs.schema import Eviction
 from scheduler.eviction import POLICIES
 from scheduler.hybrid_cache import HybridCache
-from scheduler.kv_cache import KVCache, Lease
+from scheduler.kv_cache import KVCache
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_use import usage
 from scheduler.prefix_cache import prefix_cache
 from scheduler.slots import Slots
 from scheduler.window_pages import WindowPages
+from tests.properties.holder import SLOTS, Holder
 from tests.strategies import TWO_TOKENS
 
 # document: M-6, M-12, O-25, O-26
-
-SLOTS = 4
-
-
-class Holder:
-    """A lease, the tokens it stands for, and how many of them have been written."""
-
-    def __init__(self, lease: Lease, tokens: list[int], written: int) -> None:
-        self.lease = lease
-        self.tokens = tokens
-        self.written = written
 
 
 class HybridMachine(RuleBasedStateMachine):

@@ -7,24 +7,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from configs.schema import Eviction
 from scheduler.eviction import POLICIES
-from scheduler.kv_cache import KVCache, Lease
+from scheduler.kv_cache import KVCache
 from scheduler.page_allocator import PageAllocator
 from scheduler.prefix_cache import prefix_cache
 from scheduler.slots import Slots
+from tests.properties.holder import SLOTS, Holder
 from tests.strategies import TWO_TOKENS
 
 # document: M-11, M-13, O-25
-
-SLOTS = 4
-
-
-class Holder:
-    """A lease, the tokens it stands for, and how many of them have been written."""
-
-    def __init__(self, lease: Lease, tokens: list[int], written: int) -> None:
-        self.lease = lease
-        self.tokens = tokens
-        self.written = written
 
 
 class KVMachine(RuleBasedStateMachine):
