@@ -1,8 +1,10 @@
-"""From logits to one token a row: temperature, top-k, top-p, min-p, then a Gumbel-max draw.
+"""From logits to one token a row: temperature, top-k, top-p, min-p, then two Gumbel-max draws.
 
-The draw of a row depends on its seed, the position of the sampled token and the token ids alone, so a seed gives the
-same text in any batch. Thresholds are found by bisection, so nothing is sorted and a sharded vocabulary is never
-gathered. Runs inside ``shard_map``; logits are one shard, float32[R, V / shards].
+The first draw chooses a block of the vocabulary by its share of the distribution, the second a token of the block, so
+that noise is made for a few hundred entries and not for every token. A row's draws depend on its seed, the position of
+the sampled token and the token ids alone, so a seed gives the same text in any batch and on any mesh. Thresholds are
+found by bisection, so nothing is sorted and a sharded vocabulary is never gathered. Runs inside ``shard_map``; logits
+are one shard, float32[R, V / shards].
 """
 
 from typing import NamedTuple
@@ -12,9 +14,15 @@ import jax.numpy as jnp
 
 from model import vocabulary
 from model.batch import Batch
+from model.exponential import exponential
+from model.vocabulary import BLOCK
 
 MIN_TEMPERATURE = 1e-5
 """Below it a row is greedy; dividing by less would overflow."""
+COLD = 1e30
+"""Stands for 1 / temperature at temperature 0: what is below the largest logit loses all weight."""
+BLOCK_STREAM, TOKEN_STREAM = 0x27D4EB2F, 0x165667B1
+"""Constants that keep the noise of the two draws apart."""
 
 
 class Rules(NamedTuple):
@@ -45,12 +53,21 @@ def sample(logits: jax.Array, rules: Rules) -> jax.Array:
         inside = ~filtered[:, None] | (scaled >= floor(scaled, rules)[:, None])
         return jnp.where(inside, logits, -jnp.inf)
 
-    def draw() -> jax.Array:
-        chosen = jax.lax.cond(jnp.any(filtered), kept, lambda: logits)
-        # argmax(logits / T + noise), times T: one pass also for the rows of temperature 0, whose argmax stays exact
-        return vocabulary.argmax(chosen + heat[:, None] * gumbel(logits, rules))
+    return draw(jax.lax.cond(jnp.any(filtered), kept, lambda: logits), heat, rules)
 
-    return jax.lax.cond(jnp.any(heat > 0), draw, lambda: vocabulary.argmax(logits))
+
+def draw(logits: jax.Array, heat: jax.Array, rules: Rules) -> jax.Array:
+    """int32[R]: a token in proportion to exp(logits / ``heat``); at heat 0 the argmax, by the same operations."""
+    rate = jnp.where(heat > 0, 1 / jnp.where(heat > 0, heat, 1.0), COLD)
+    below = (logits - vocabulary.row_max(logits)[:, None]) * rate[:, None]
+    mass = jnp.sum(vocabulary.blocks(exponential(below)), axis=-1)
+    block_ids = vocabulary.first_block(logits) + jnp.arange(mass.shape[1], dtype=jnp.int32)
+    warm = (heat > 0).astype(jnp.float32)[:, None]
+    block = vocabulary.argmax(jnp.log(mass) + warm * gumbel(rules, BLOCK_STREAM, block_ids[None, :]))
+    ids = block[:, None] * BLOCK + jnp.arange(BLOCK, dtype=jnp.int32)[None, :]
+    # times the heat, so that the argmax at heat 0 stays exact
+    noisy = vocabulary.pick_block(logits, block) + heat[:, None] * gumbel(rules, TOKEN_STREAM, ids)
+    return block * BLOCK + jnp.argmax(noisy, axis=1).astype(jnp.int32)
 
 
 def floor(scaled: jax.Array, rules: Rules) -> jax.Array:
@@ -106,20 +123,16 @@ def nucleus(scaled: jax.Array, top: jax.Array, by_k: jax.Array, p: jax.Array) ->
     return jnp.where(p < 1, jnp.maximum(found, by_k), by_k)
 
 
-def gumbel(logits: jax.Array, rules: Rules) -> jax.Array:
-    """Standard Gumbel noise float32[R, V / shards] from (seed, position, token id) alone.
-
-    A counter hash (murmur3's finaliser) in place of threefry: 1.6 million draws a step must cost little.
-    """
+def gumbel(rules: Rules, stream: int, ids: jax.Array) -> jax.Array:
+    """Standard Gumbel noise float32[R, n] from seed, position, ``stream`` and ``ids`` int32[R or 1, n] alone."""
     row = mix(mix(rules.seed.astype(jnp.uint32)) + rules.position.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
-    token = jnp.arange(logits.shape[1], dtype=jnp.uint32) + vocabulary.offset(logits).astype(jnp.uint32)
-    bits = mix(row[:, None] ^ (token * jnp.uint32(0x85EBCA77) + jnp.uint32(0x165667B1))[None, :])
+    bits = mix(row[:, None] ^ (ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA77) + jnp.uint32(stream)))
     uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2**-24)
     return -jnp.log(-jnp.log(uniform))
 
 
 def mix(h: jax.Array) -> jax.Array:
-    """murmur3's 32-bit finaliser."""
+    """murmur3's 32-bit finaliser: a counter hash in place of threefry, since noise is made in every step."""
     h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
     h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 LANES = 16
+BLOCK = 128
+"""Tokens with neighbouring ids that sampling looks at together."""
 AXIS = "tensor"
 
 
 def padded_vocab(size: int, shards: int) -> int:
-    """Vocabulary size as the arrays have it: every shard a multiple of LANES."""
-    return -(-size // (LANES * shards)) * LANES * shards
+    """Vocabulary size as the arrays have it: every shard a whole number of blocks."""
+    return -(-size // (BLOCK * shards)) * BLOCK * shards
 
 
 def slices(x: jax.Array) -> list[jax.Array]:
@@ -45,17 +47,28 @@ def offset(x: jax.Array) -> jax.Array:
 
 
 def argmax(x: jax.Array) -> jax.Array:
-    """int32[R]: token id of the largest entry over all shards. Among equals the choice is fixed, not the first."""
-    width = x.shape[1] // LANES
-    column = jnp.argmax(fold_columns(x, jnp.maximum), axis=1).astype(jnp.int32)
-    # shape: [R, LANES]: the candidates that share the winning column
-    at = column[:, None] + width * jnp.arange(LANES, dtype=jnp.int32)[None, :]
-    candidates = jnp.take_along_axis(x, at, axis=1)
-    lane = jnp.argmax(candidates, axis=1).astype(jnp.int32)
-    best = jnp.take_along_axis(candidates, lane[:, None], axis=1)[:, 0]
-    mine = offset(x) + column + width * lane
+    """int32[R]: index of the largest entry of [R, n] over all shards, the first among equals."""
+    best, mine = jnp.max(x, axis=1), x.shape[1] * jax.lax.axis_index(AXIS) + jnp.argmax(x, axis=1).astype(jnp.int32)
     top = jax.lax.pmax(best, AXIS)
     return jax.lax.pmin(jnp.where(best == top, mine, jnp.iinfo(jnp.int32).max), AXIS)
+
+
+def blocks(x: jax.Array) -> jax.Array:
+    """``x`` [R, V] as [R, V / BLOCK, BLOCK]."""
+    return x.reshape(x.shape[0], -1, BLOCK)
+
+
+def first_block(x: jax.Array) -> jax.Array:
+    """Index of this shard's first block."""
+    return offset(x) // BLOCK
+
+
+def pick_block(x: jax.Array, block: jax.Array) -> jax.Array:
+    """[R, BLOCK]: the entries of block int32[R] in each row, whichever shard has it."""
+    at = block - first_block(x)
+    inside = (at >= 0) & (at < x.shape[1] // BLOCK)
+    entries = jnp.take_along_axis(blocks(x), jnp.where(inside, at, 0)[:, None, None], axis=1)[:, 0]
+    return jax.lax.psum(jnp.where(inside[:, None], entries, 0), AXIS)
 
 
 def pick(x: jax.Array, token: jax.Array) -> jax.Array:

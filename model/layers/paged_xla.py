@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from model.exponential import exponential
 from model.kv_pool import from_words
 from model.layers.attention import neutral
 from model.sharing import BLOCK_PAGES as SHARED_PAGES
@@ -28,11 +29,6 @@ OPEN_PAGES = 32
 """Pages in one turn of narrow cuts whose queries all see all keys: no mask, fewer and larger ops."""
 TURN_BLOCKS = 4
 """Blocks of shared pages in one turn."""
-
-
-LOG2_E = 1.4426950408889634
-ROUND = 1.5 * 2.0**23
-"""A float32 of this size has no fraction."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -75,27 +71,12 @@ def fold(state: Softmax, scores: jax.Array, values: jax.Array) -> Softmax:
     """Take in scores float32[N, kv, Q, S] (masked ones ``neutral``) and values [N, kv, S, head_dim]."""
     top = jnp.maximum(state.top, jnp.max(scores, axis=-1))
     scale = jnp.exp(state.top - top)
-    weights = exponential(scores - top[..., None], values.dtype)
+    below = scores - top[..., None]
+    # bfloat16 keeps less of a weight than the polynomial gives
+    weights = exponential(below).astype(values.dtype) if values.dtype == jnp.bfloat16 else jnp.exp(below)
     total = state.total * scale + jnp.sum(weights, axis=-1, dtype=jnp.float32)
     gained = jnp.einsum("nkqs,nksd->nkqd", weights, values, preferred_element_type=jnp.float32)
     return Softmax(top, total, state.acc * scale[..., None] + gained)
-
-
-def exponential(x: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The exponential of float32 ``x`` <= 0 in ``dtype``; for bfloat16 within 6e-5 of it, in half of the operations.
-
-    2^t = 2^n * 2^f with n the nearest whole number: adding ``ROUND`` leaves n in the lowest bits of the sum, and a
-    polynomial of degree 4 gives 2^f for |f| <= 1/2 (Cody and Waite, 1980).
-    """
-    if dtype != jnp.bfloat16:
-        return jnp.exp(x).astype(dtype)
-    power = jnp.maximum(x * LOG2_E, -126.0)
-    rounded = power + ROUND
-    rest = power - (rounded - ROUND)
-    series = 1.0 + rest * (0.69314718 + rest * (0.24022651 + rest * (0.05550411 + rest * 0.00961813)))
-    exponent = jax.lax.bitcast_convert_type(rounded, jnp.int32) << 23
-    bits = jax.lax.bitcast_convert_type(series, jnp.int32) + exponent
-    return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
 
 
 def finish(state: Softmax) -> jax.Array:
