@@ -19,10 +19,10 @@ serve: setup
 	@exec $(BIN)/radjax serve $(CONFIG) $(if $(PORT),--set serving.port=$(PORT))
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint
-	@$(BIN)/python -m pytest -m 'not device and not slow and not model' $(FAST)
+	@$(BIN)/python -m pytest -m 'not device and not slow and not browser and not model' $(FAST)
 
 lint: lint-format lint-code lint-imports lint-types
 

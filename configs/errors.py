@@ -27,6 +27,6 @@ class ConfigError(Exception):
 
 
 def shorten(value: object) -> str:
-    """``value`` as a reader of one line wants it: at most 80 characters."""
+    """``value`` as a reader of one line wants it: at most 80 characters, its beginning and its end (a file's name)."""
     text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2 - 1]}…{text[-_SHOWN // 2 :]}"

@@ -11,29 +11,29 @@ from configs.schema import HardwareFacts, ModelFacts, Resolved
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "bfloat16": 2})
 
 
-def kv_copies(model: ModelFacts, tensor: int) -> int:
-    """How often each KV head is held so that ``tensor`` shards get equally many."""
-    return tensor // gcd(tensor, model.num_kv_heads)
+def kv_copies(model: ModelFacts, shards: int) -> int:
+    """How often each KV head is held so that ``shards`` devices get equally many."""
+    return shards // gcd(shards, model.num_kv_heads)
 
 
-def page_bytes(model: ModelFacts, page_size: int, dtype: str, tensor: int) -> int:
-    """Bytes of one page, K and V of every layer, on all ``tensor`` devices together."""
-    heads = model.num_kv_heads * kv_copies(model, tensor)
+def page_bytes(model: ModelFacts, page_size: int, dtype: str, shards: int) -> int:
+    """Bytes of one page, K and V of every layer, on all ``shards`` devices together."""
+    heads = model.num_kv_heads * kv_copies(model, shards)
     return 2 * model.num_layers * heads * model.head_dim * page_size * DTYPE_BYTES[dtype]
 
 
-def query_places(model: ModelFacts, tensor: int) -> int:
+def query_places(model: ModelFacts, shards: int) -> int:
     """Query heads that are computed: the model's and the zero heads that even them out over the KV copies."""
-    copies = kv_copies(model, tensor)
+    copies = kv_copies(model, shards)
     group = model.num_heads // model.num_kv_heads
     return model.num_kv_heads * copies * -(-group // copies)
 
 
 def memory_plan(
-    resolved: Resolved, model: ModelFacts, weight_bytes: int, hardware: HardwareFacts, tensor: int
+    resolved: Resolved, model: ModelFacts, weight_bytes: int, hardware: HardwareFacts, shards: int
 ) -> list[str]:
     """What the memory is spent on, a line each."""
-    a_page = page_bytes(model, resolved.page_size, resolved.dtype, tensor)
+    a_page = page_bytes(model, resolved.page_size, resolved.dtype, shards)
     sliding = window_page_bytes(a_page, model) if resolved.window_pages else 0
     group_bytes = resolved.num_pages * (a_page - sliding), resolved.window_pages * sliding
     pool_bytes = sum(group_bytes)
@@ -61,13 +61,13 @@ def memory_plan(
     if resolved.host_pages:
         host_tokens = resolved.host_pages * resolved.page_size
         rows["host pages"] = f"{size(resolved.host_pages * a_page)} of host memory: {host_tokens:,} tokens"
-    if tensor > 1:
-        rows["each device"] = f"{size(weight_bytes // tensor)} of weights, {size(pool_bytes // tensor)} of KV pages"
-    copies = kv_copies(model, tensor)
+    if shards > 1:
+        rows["each device"] = f"{size(weight_bytes // shards)} of weights, {size(pool_bytes // shards)} of KV pages"
+    copies = kv_copies(model, shards)
     if copies > 1:
         rows["waste"] = (
-            f"{1 - 1 / copies:.0%} of the pool: {model.num_kv_heads} KV heads, each held {copies} times for {tensor} "
-            f"devices; {model.num_heads} query heads run as {query_places(model, tensor)}"
+            f"{1 - 1 / copies:.0%} of the pool: {model.num_kv_heads} KV heads, each held {copies} times for {shards} "
+            f"devices; {model.num_heads} query heads run as {query_places(model, shards)}"
         )
     return [f"{name:<16} {text}" for name, text in rows.items()]
 

@@ -12,6 +12,7 @@ from configs.errors import ConfigError
 from configs.host_tier import decide_host, refuse_host
 from configs.hybrid import Hybrid, bytes_a_full_page, count_window_pages, decide_hybrid, least_window_pages
 from configs.memory import page_bytes, size
+from configs.mesh_sizes import refuse_sizes
 from configs.schema import CacheFamily, Choice, EngineConfig, HardwareFacts, ModelFacts, OrderName, Resolved
 
 Dtype = Literal["float32", "bfloat16"]
@@ -79,32 +80,26 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     """
     refuse_unsupported(config)
     _refuse_contradictions(config, hardware, model)
-    platform = PLATFORMS[hardware.platform]
     dtype, dtype_reason = _dtype(config, hardware)
     context_length, context_reason = _context_length(config, model)
     page_size, page_reason = _page_size(config)
-    hybrid, ratio = decide_hybrid(config.cache, model, context_length), config.cache.swa_full_tokens_ratio
-    a_page = page_bytes(model, page_size, dtype, config.parallel.tensor)
-    if hybrid.window:
-        a_page = bytes_a_full_page(a_page, model, ratio)
-    num_pages, pages_reason = _num_pages(config, hardware, weight_bytes, a_page, page_size)
-    running, running_reason = _max_running_requests(config, platform, num_pages)
-    chunk_tokens, chunk_reason = _chunk_tokens(config, hardware, running, page_size)
-    in_host = weight_bytes + num_pages * a_page if hardware.platform == "cpu" else 0
-    host_pages, host_choices = decide_host(config, hardware, num_pages, a_page, in_host)
-    family, family_reason = _cache_family(config, hybrid)
-    loop, loop_reason = _loop(config)
     attention, attention_reason = _attention(config)
+    loop, loop_reason = _loop(config)
+    hybrid = decide_hybrid(config.cache, model, context_length)
+    pools = _pools(config, hardware, model, weight_bytes, dtype, page_size, hybrid, DEPTHS[loop])
+    running, running_reason = _max_running_requests(config, PLATFORMS[hardware.platform], pools.num_pages)
+    chunk_tokens, chunk_reason = _chunk_tokens(config, hardware, running, page_size)
+    family, family_reason = _cache_family(config, hybrid)
     return Resolved(
         served_name=config.model.name or name,
         dtype=dtype,
         attention=attention,
         context_length=context_length,
         page_size=page_size,
-        num_pages=num_pages,
-        host_pages=host_pages,
+        num_pages=pools.num_pages,
+        host_pages=pools.host_pages,
         window=hybrid.window,
-        window_pages=_window_pages(hybrid, num_pages, ratio, page_size, DEPTHS[loop]),
+        window_pages=pools.window_pages,
         cache_family=family,
         max_running_requests=running,
         chunk_tokens=chunk_tokens,
@@ -116,9 +111,7 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
             Choice("model.attention", attention, attention_reason),
             Choice("model.context_length", context_length, context_reason),
             Choice("cache.page_size", page_size, page_reason),
-            Choice("cache.max_total_tokens", num_pages * page_size, pages_reason),
-            *hybrid.choices,
-            *host_choices,
+            *pools.choices,
             Choice("cache family", family, family_reason),
             Choice("scheduler.max_running_requests", running, running_reason),
             Choice("scheduler.chunk_tokens", chunk_tokens, chunk_reason),
@@ -128,9 +121,9 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     )
 
 
-def banner(resolved: Resolved, hardware: HardwareFacts, tensor: int) -> list[str]:
+def banner(resolved: Resolved, hardware: HardwareFacts, num_devices: int) -> list[str]:
     """What was decided, a line each, for the start of a run; the memory plan is apart."""
-    devices = f"{tensor} × {hardware.device_kind}" if tensor > 1 else hardware.device_kind
+    devices = f"{num_devices} × {hardware.device_kind}" if num_devices > 1 else hardware.device_kind
     width = max(len(choice.key) for choice in resolved.choices)
     head = f"{resolved.served_name} in {resolved.dtype} on {devices} ({hardware.platform})"
     return [head, *(f"{one.key:<{width}}  {one.value}  ({one.reason})" for one in resolved.choices)]
@@ -146,10 +139,10 @@ def refuse_unsupported(config: EngineConfig) -> None:
       ConfigError: something that is not supported yet.
     """
     parallel = config.parallel
-    sizes = {"stages": parallel.stages, "expert": parallel.expert, "replicas": parallel.replicas}
-    for name, count in sizes.items():
-        if count != 1:
-            raise ConfigError("is not supported yet", key=f"parallel.{name}", value=count, suggestion="leave it at 1")
+    if parallel.stages != 1:
+        raise ConfigError(
+            "is not supported yet", key="parallel.stages", value=parallel.stages, suggestion="leave it at 1"
+        )
     if config.cache.radix and config.cache.eviction == "priority" and config.scheduler.priority == "off":
         raise ConfigError(
             "priorities do not count while scheduler.priority is off",
@@ -161,17 +154,14 @@ def refuse_unsupported(config: EngineConfig) -> None:
 
 
 def _refuse_contradictions(config: EngineConfig, hardware: HardwareFacts, model: ModelFacts) -> None:
-    tensor, wanted = config.parallel.tensor, config.model.context_length
-    if tensor > hardware.num_devices:
+    wanted = config.model.context_length
+    refuse_sizes(config.parallel, model, hardware.num_devices)
+    if hardware.platform == "tpu" and config.parallel.replicas > 1:
         raise ConfigError(
-            f"there are {hardware.num_devices} devices",
-            key="parallel.tensor",
-            value=tensor,
-            suggestion=f"at most {hardware.num_devices}",
-        )
-    if model.hidden_size % tensor:
-        raise ConfigError(
-            f"does not divide the model's hidden size of {model.hidden_size}", key="parallel.tensor", value=tensor
+            "the TPU runtime gives all chips of a host to one process",
+            key="parallel.replicas",
+            value=config.parallel.replicas,
+            suggestion="leave it at 1, and start a service on each host behind a gateway",
         )
     if wanted != "auto" and wanted > model.context_length:
         raise ConfigError(
@@ -217,6 +207,42 @@ def _page_size(config: EngineConfig) -> tuple[int, str]:
     return PAGE_SIZE, "the default"
 
 
+@dataclass(slots=True, frozen=True)
+class _Pools:
+    """Pages of each pool, and why."""
+
+    num_pages: int
+    window_pages: int
+    host_pages: int
+    choices: tuple[Choice, ...]
+
+
+def _pools(
+    config: EngineConfig,
+    hardware: HardwareFacts,
+    model: ModelFacts,
+    weight_bytes: int,
+    dtype: Dtype,
+    page_size: int,
+    hybrid: Hybrid,
+    depth: int,
+) -> _Pools:
+    ratio = config.cache.swa_full_tokens_ratio
+    a_page = page_bytes(model, page_size, dtype, config.parallel.shards)
+    if hybrid.window:
+        a_page = bytes_a_full_page(a_page, model, ratio)
+    num_pages, reason = _num_pages(config, hardware, weight_bytes, a_page, page_size)
+    in_host = weight_bytes + num_pages * a_page if hardware.platform == "cpu" else 0
+    host_pages, host_choices = decide_host(config, hardware, num_pages, a_page, in_host)
+    device = Choice("cache.max_total_tokens", num_pages * page_size, reason)
+    return _Pools(
+        num_pages,
+        _window_pages(hybrid, num_pages, ratio, page_size, depth),
+        host_pages,
+        (device, *hybrid.choices, *host_choices),
+    )
+
+
 def _num_pages(
     config: EngineConfig, hardware: HardwareFacts, weight_bytes: int, a_page: int, page_size: int
 ) -> tuple[int, str]:
@@ -252,7 +278,7 @@ def _refuse_too_few(pages: int, key: str, value: float | str, suggestion: str) -
 
 def _free_bytes(config: EngineConfig, hardware: HardwareFacts, weight_bytes: int) -> int:
     """Memory beside the weights, over all devices of the mesh; CPU devices share one memory."""
-    shares = 1 if hardware.platform == "cpu" else config.parallel.tensor
+    shares = 1 if hardware.platform == "cpu" else config.parallel.shards
     return max(hardware.memory_bytes * shares - weight_bytes, 0)
 
 
@@ -279,7 +305,7 @@ def _cache_family(config: EngineConfig, hybrid: Hybrid) -> tuple[CacheFamily, st
     if not config.cache.radix:
         reason = "cache.radix is off, and prompts are computed in chunks: no prefix outlives its request"
         return ("sliding-window chunk" if hybrid.window else "chunk"), reason
-    reason = f"cache.radix is on; prefixes are evicted by {config.cache.eviction}"
+    reason = f"cache.radix is on; prefixes, apart by adapter, key and salt, are evicted by {config.cache.eviction}"
     if hybrid.window:
         return "sliding-window radix", f"{reason}, window pages by lru"
     return "radix", f"{reason}; below it lies a host tier" if config.cache.host else reason

@@ -19,6 +19,7 @@ Check = Literal["idle", "strict", "every_step"]
 CacheFamily = Literal["radix", "chunk", "sliding-window radix", "sliding-window chunk"]
 HostWritePolicy = Literal["write_through", "write_through_selective", "write_back"]
 StoragePrefetch = Literal["best_effort", "wait_complete", "timeout"]
+Placement = Literal["auto", "round_robin", "shortest_queue", "fewest_tokens", "prefix"]
 
 
 class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -50,7 +51,25 @@ class Parallel(Section, frozen=True):
     tensor: PositiveInt = 1
     stages: PositiveInt = 1
     expert: PositiveInt = 1
-    replicas: PositiveInt = 1
+    replicas: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Engines behind one address, each a process with its own devices and cache. Files and folders of ``observe`` and
+    ``cache.storage_dir`` get ``.dp0``, ``.dp1`` … or a sub-folder of that name, ports count up."""
+    placement: Placement = "auto"
+    """To which replica a request goes: in turn, to the fewest requests, to the fewest tokens, or to the longest prefix
+    that was sent there before; ``auto`` is ``prefix``."""
+    placement_slack: Annotated[int, Meta(ge=0, le=1_000_000)] = 8
+    """Requests by which the replica with the longest prefix may be ahead of the least busy one before that one is
+    taken, and by which one may be ahead before some of those that wait there go to one where none do."""
+
+    @property
+    def shards(self) -> int:
+        """Parts into which what is not an expert is cut."""
+        return self.expert * self.tensor
+
+    @property
+    def devices(self) -> int:
+        """Devices of one replica."""
+        return self.stages * self.shards
 
 
 class Cache(Section, frozen=True):
@@ -195,6 +214,8 @@ class Observe(Section, frozen=True):
     """Whether the state shows the newest times of decode steps by number of rows."""
     profiler_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     """Where ``/start_profile`` writes unless told otherwise; by default a new folder among the temporary ones."""
+    expert_distribution_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Where ``/dump_expert_distribution_record`` writes; by default among the temporary files."""
     profiler_port: Annotated[int, Meta(ge=1, le=65_535)] | None = None
     """Port for live capture with TensorBoard. JAX listens on every interface; see ``profiler_any_interface``."""
     profiler_any_interface: bool = False
@@ -214,6 +235,9 @@ class Observe(Section, frozen=True):
     """The service ends when the engine makes no progress for this long; 0 turns it off."""
     gc_warning_s: Seconds = 0.1
     """Garbage collections that take longer are logged; 0 turns it off."""
+    otlp_endpoint: Address | None = None
+    """URL that takes a span of every request (OTLP over HTTP, as ``http://127.0.0.1:4318/v1/traces``); needs the extra
+    ``otel``. None: nowhere."""
     request_lifecycle: bool = False
     """Whether the log gets an event when a request is queued, begins to run, is retracted and ends."""
 
@@ -246,6 +270,12 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     sliding_layers: int = 0
     """Those that see only the last ``sliding_window`` tokens."""
     sliding_window: int = 0
+    feed_forward_sizes: tuple[int, ...] = ()
+    """Inner sizes of the feed-forwards that every token takes."""
+    num_experts: int = 0
+    """Experts of a layer; 0 for a dense model."""
+    expert_size: int = 0
+    """Inner size of one expert."""
 
 
 class HardwareFacts(Struct, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ from model.kv_pool import POOL_AXES, Pool, stored
 from model.registry import Blueprint
 from model.vocabulary import padded_vocab
 from sharding.axes import named
-from sharding.mesh import tensor_size
+from sharding.mesh import model_shards
 
 
 class Counts(NamedTuple):
@@ -31,6 +31,8 @@ class DeviceState(NamedTuple):
     last_token: jax.Array
     """int32[slots]: the last sampled token of each slot; slot 0 is padding."""
     counts: Counts
+    routed: jax.Array | None = None
+    """uint32[layers with experts, experts]: tokens that each expert took, modulo 2**32; None for a dense model."""
 
 
 def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages: int = 0) -> DeviceState:
@@ -44,10 +46,18 @@ def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages:
 
     full, sliding = of_layer(num_pages), of_layer(window_pages)
     layers = tuple(sliding if shapes.window and spec.window(i) else full for i in range(spec.num_layers))
-    vocab = padded_vocab(spec.vocab_size, tensor_size(mesh))
+    vocab = padded_vocab(spec.vocab_size, model_shards(mesh))
     counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab")))
     last = planned((slots,), jnp.int32, named(mesh, (None,)))
-    return DeviceState(Pool(layers, layers), last, Counts(counts, counts))
+    return DeviceState(Pool(layers, layers), last, Counts(counts, counts), routed_shape(model))
+
+
+def routed_shape(model: Blueprint) -> jax.Array | None:
+    """``DeviceState.routed`` as a shape."""
+    experts, layers = model.spec.experts, len(model.spec.sparse_layers)
+    if experts is None:
+        return None
+    return planned((layers, experts.count), jnp.uint32, named(model.mesh, (None, "expert")))
 
 
 def planned(shape: tuple[int, ...], dtype: DTypeLike, sharding: NamedSharding) -> jax.Array:

@@ -2,12 +2,16 @@
 
 Host pages are one array ``[pages, 2 * layers, kv_heads, page_size, words]``, keys of every layer first, so that a
 page is one run of bytes. A copy in either direction is cut into blocks of a few fixed sizes; padding is page 0.
+
+Where the device is apart from the host, a block goes through pinned memory (``staging_memory``): only from and to there
+can a device copy beside its computing. A step cannot begin before all its arguments are there, hence it waits for a
+load as a whole, never layer by layer.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +30,37 @@ BLOCKS: Final = (4, 32)
 
 
 HOST_AXES: Final = (POOL_AXES[0], None, *POOL_AXES[1:])
+PINNED: Final = "pinned_host"
+
+
+class Memory(Protocol):
+    """A memory that a device reaches."""
+
+    @property
+    def kind(self) -> str:
+        """As JAX calls it."""
+        ...
+
+
+class Device(Protocol):
+    """What a ``jax.Device`` says of its memories."""
+
+    @property
+    def platform(self) -> str:
+        """``cpu``, ``gpu`` or ``tpu``, or another."""
+        ...
+
+    def addressable_memories(self) -> Sequence[Memory]:
+        """All that it reaches."""
+        ...
+
+
+def staging_memory(devices: Iterable[Device]) -> str | None:
+    """The kind of memory through which blocks go, if every device has it; None where that would be one copy more."""
+    for device in devices:
+        if device.platform == "cpu" or PINNED not in [memory.kind for memory in device.addressable_memories()]:
+            return None
+    return PINNED
 
 
 def gather_pages(state: DeviceState, pages: jax.Array) -> jax.Array:
@@ -51,16 +86,21 @@ class CopyPrograms:
     scatter: dict[int, jax.stages.Compiled]
 
 
-def compile_copies(state: DeviceState, mesh: Mesh) -> CopyPrograms:
-    """Compile for a state given as shapes with shardings."""
+def compile_copies(state: DeviceState, mesh: Mesh, staging: str | None) -> CopyPrograms:
+    """Compile for a state given as shapes with shardings, and blocks that lie in memory of the kind ``staging``."""
     page, sharding = state.pool.k[0], named(mesh, HOST_AXES)
+    block = sharding if staging is None else sharding.with_memory_kind(staging)
+
+    def put(state: DeviceState, pages: jax.Array, values: jax.Array) -> DeviceState:
+        return scatter_pages(state, pages, values if staging is None else jax.device_put(values, sharding))
+
     gather: dict[int, jax.stages.Compiled] = {}
     scatter: dict[int, jax.stages.Compiled] = {}
     for size in BLOCKS:
         pages = jax.ShapeDtypeStruct((size,), jnp.int32)
-        values = jax.ShapeDtypeStruct((size, *host_shape(state)), page.dtype, sharding=sharding)
-        gather[size] = jax.jit(gather_pages, out_shardings=sharding).lower(state, pages).compile()
-        scatter[size] = jax.jit(scatter_pages, donate_argnums=(0,)).lower(state, pages, values).compile()
+        values = jax.ShapeDtypeStruct((size, *host_shape(state)), page.dtype, sharding=block)
+        gather[size] = jax.jit(gather_pages, out_shardings=block).lower(state, pages).compile()
+        scatter[size] = jax.jit(put, donate_argnums=(0,)).lower(state, pages, values).compile()
     return CopyPrograms(gather, scatter)
 
 
@@ -93,13 +133,16 @@ class HostPool:
         state: as shapes with shardings on ``mesh``.
         mesh: of the pool.
         fingerprint: of model and weights; dtype and layout are added.
+        staging: kind of the memory through which blocks go; see ``staging_memory``.
     """
 
-    def __init__(self, num_pages: int, state: DeviceState, mesh: Mesh, fingerprint: bytes) -> None:
+    def __init__(
+        self, num_pages: int, state: DeviceState, mesh: Mesh, fingerprint: bytes, staging: str | None = None
+    ) -> None:
         dtype = state.pool.k[0].dtype
         # the system gives zeros without touching them, so that memory is taken as pages are saved; page 0 stays zero
         self._array = np.zeros((num_pages + 1, *host_shape(state)), dtype)
-        self._programs = compile_copies(state, mesh)
+        self._programs = compile_copies(state, mesh, staging)
         self._fingerprint = hashlib.sha256(fingerprint + f"{host_shape(state)} {dtype}".encode()).digest()
 
     @property

@@ -235,6 +235,30 @@ class HostPages(Protocol):
         ...
 
 
+class ExpertHost(Protocol):
+    """The experts of a mixture, as operators see them. Used on the engine's thread; waits for the device."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Numbers of the layers that have experts."""
+        ...
+
+    def counts(self) -> NDArray[np.uint32]:
+        """[layers, experts]: tokens that each expert took, modulo 2**32.
+
+        Only what is added between two calls means something, and not if experts were placed anew between them.
+        """
+        ...
+
+    def imbalance(self, loads: NDArray[np.int64]) -> list[float]:
+        """Load of the busiest device as a multiple of the mean, by layer; ``loads`` are [layers, experts]."""
+        ...
+
+    def rebalance(self, loads: NDArray[np.int64]) -> None:
+        """Place the experts anew so that ``loads`` would fall evenly on the devices; the steps after this run so."""
+        ...
+
+
 class Runner(Protocol):
     """The model as the scheduler sees it."""
 

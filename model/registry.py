@@ -1,7 +1,9 @@
 """The model as the compiled steps hold it: a graph definition and named, flat, sharded leaves."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import jax
 from flax import nnx
@@ -10,13 +12,26 @@ from jax.sharding import Mesh
 from configs.schema import ModelFacts
 from model.arch.gemma3 import Gemma3
 from model.arch.llama import Llama
-from model.spec import AttentionKind, Dtype, ModelSpec
+from model.arch.mixture import Mixture
+from model.layers.grouped import grouped_product
+from model.spec import Architecture, AttentionKind, Dtype, ExpertsKind, ModelSpec
 from model.vocabulary import padded_vocab
 from sharding.axes import named
 from sharding.heads import HeadLayout, head_layout
-from sharding.mesh import tensor_size
+from sharding.mesh import model_shards
 
-ARCHITECTURES = {"llama": Llama, "mistral": Llama, "qwen2": Llama, "qwen3": Llama, "gemma3": Gemma3}
+ARCHITECTURES: Final[Mapping[Architecture, type[Llama] | type[Gemma3] | type[Mixture]]] = MappingProxyType(
+    {
+        "llama": Llama,
+        "mistral": Llama,
+        "qwen2": Llama,
+        "qwen3": Llama,
+        "gemma3": Gemma3,
+        "mixtral": Mixture,
+        "qwen2_moe": Mixture,
+        "qwen3_moe": Mixture,
+    }
+)
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,13 +43,14 @@ class Blueprint:
     mesh: Mesh
     dtype: Dtype
     attention: AttentionKind
+    experts: ExpertsKind
     graph: nnx.GraphDef[Any]
     treedef: Any
     """``jax.tree_util.PyTreeDef``, which jax exports as a variable and not as a type."""
     leaves: dict[str, jax.ShapeDtypeStruct]
     """By name, in the order in which the treedef takes them; with shardings."""
 
-    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama | Gemma3:
+    def merge(self, leaves: tuple[jax.Array, ...]) -> Llama | Gemma3 | Mixture:
         """The module with these values; called inside a traced function."""
         return nnx.merge(self.graph, jax.tree.unflatten(self.treedef, leaves))
 
@@ -46,7 +62,7 @@ class Blueprint:
 
 def blueprint(spec: ModelSpec, mesh: Mesh, dtype: Dtype, attention: AttentionKind = "xla") -> Blueprint:
     """Lay out the model of ``spec`` on ``mesh`` with matrices in ``dtype``; nothing is allocated."""
-    shards = tensor_size(mesh)
+    shards = model_shards(mesh)
     layout = head_layout(spec.num_heads, spec.num_kv_heads, shards)
     family = ARCHITECTURES[spec.architecture]
     module = nnx.eval_shape(lambda: family(spec, layout, shards, padded_vocab(spec.vocab_size, shards), dtype))
@@ -56,13 +72,30 @@ def blueprint(spec: ModelSpec, mesh: Mesh, dtype: Dtype, attention: AttentionKin
         value = variable.get_value()
         sharding = named(mesh, variable.get_metadata("logical"))
         names[".".join(map(str, path))] = jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-    return Blueprint(spec, layout, mesh, dtype, attention, graph, jax.tree.structure(state), names)
+    kind = "tiles" if spec.experts is None else grouped_product()
+    return Blueprint(spec, layout, mesh, dtype, attention, kind, graph, jax.tree.structure(state), names)
+
+
+def feed_forward_parameters(spec: ModelSpec) -> int:
+    """Weights of the feed-forwards of all layers."""
+    sparse = len(spec.sparse_layers)
+    dense = (spec.num_layers - sparse) * 3 * spec.hidden_size * spec.intermediate_size
+    if spec.experts is None:
+        return dense
+    experts = spec.experts
+    return dense + sparse * spec.hidden_size * (experts.count * (3 * experts.width + 1) + 3 * experts.shared_width)
+
+
+def feed_forward_sizes(spec: ModelSpec) -> tuple[int, ...]:
+    """Inner sizes of the feed-forwards that are no experts."""
+    dense = [spec.intermediate_size] if len(spec.sparse_layers) < spec.num_layers else []
+    shared = [spec.experts.shared_width] if spec.experts is not None and spec.experts.shared_width else []
+    return (*dense, *shared)
 
 
 def facts(spec: ModelSpec) -> ModelFacts:
     """Sizes of a model, for the resolution of the configuration."""
     attention = spec.hidden_size * spec.head_dim * 2 * (spec.num_heads + spec.num_kv_heads)
-    layer = attention + 3 * spec.hidden_size * spec.intermediate_size
     embeddings = spec.vocab_size * spec.hidden_size * (1 if spec.tie_embeddings else 2)
     return ModelFacts(
         architecture=spec.architecture,
@@ -73,8 +106,11 @@ def facts(spec: ModelSpec) -> ModelFacts:
         hidden_size=spec.hidden_size,
         vocab_size=spec.vocab_size,
         context_length=spec.context_length,
-        num_parameters=spec.num_layers * layer + embeddings,
+        num_parameters=spec.num_layers * attention + feed_forward_parameters(spec) + embeddings,
         dtype=spec.dtype,
         sliding_layers=sum(spec.sliding_layers),
         sliding_window=spec.sliding_window,
+        feed_forward_sizes=feed_forward_sizes(spec),
+        num_experts=0 if spec.experts is None else spec.experts.count,
+        expert_size=0 if spec.experts is None else spec.experts.width,
     )

@@ -6,9 +6,11 @@ from typing import Final
 
 import jax
 import numpy as np
+from numpy.typing import NDArray
 
 from model.batch import Program, pack
 from model.device_state import DeviceState
+from model.expert_places import ExpertTable
 from model.host_pool import HostPool, SaveHandle
 from model.interface import CountRow, Family, PageId, Shapes, StepHandle, StepInput, StepOutput
 from model.programs import Programs, essential
@@ -83,6 +85,31 @@ class RunnerHost:
         return self.pool.write(host_page, data)
 
 
+@dataclass(slots=True, frozen=True)
+class RunnerExperts:
+    """``ExpertHost`` of a runner."""
+
+    runner: "JaxRunner"
+    table: ExpertTable
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """See ``ExpertHost``."""
+        return self.table.layers
+
+    def counts(self) -> NDArray[np.uint32]:
+        """See ``ExpertHost``."""
+        return self.table.by_expert(self.runner.routed())
+
+    def imbalance(self, loads: NDArray[np.int64]) -> list[float]:
+        """See ``ExpertHost``."""
+        return self.table.imbalance(loads)
+
+    def rebalance(self, loads: NDArray[np.int64]) -> None:
+        """See ``ExpertHost``."""
+        self.runner.move_experts(self.table, loads)
+
+
 class JaxRunner:
     """``Runner`` over compiled JAX programs. Used from one thread."""
 
@@ -96,6 +123,8 @@ class JaxRunner:
         host: HostPool | None = None,
     ) -> None:
         self._programs = programs
+        mixture = programs.recipe.model.spec.experts is not None
+        self._experts = ExpertTable(programs.recipe.model) if mixture else None
         self._host = host
         self._leaves = tuple(leaves)
         self._state = state
@@ -111,6 +140,21 @@ class JaxRunner:
     def host(self) -> "RunnerHost | None":
         """Pages in host memory, if there are any."""
         return None if self._host is None else RunnerHost(self, self._host)
+
+    @property
+    def experts(self) -> RunnerExperts | None:
+        """The experts of a mixture."""
+        return None if self._experts is None else RunnerExperts(self, self._experts)
+
+    def routed(self) -> NDArray[np.uint32]:
+        """Tokens that were sent to each place of each layer, [layers, places]; waits for the steps launched so far."""
+        assert self._state.routed is not None, "a dense model routes nothing"
+        return np.asarray(self._state.routed)
+
+    def move_experts(self, table: ExpertTable, loads: NDArray[np.int64]) -> None:
+        """Have the steps launched from now on find the experts elsewhere; waits for the steps launched so far."""
+        jax.block_until_ready(self._state)
+        self._leaves = table.rebalance(loads, self._leaves)
 
     def save_pages(self, host: HostPool, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> SaveHandle:
         """Begin to copy pages to host memory, as the steps launched so far leave them."""

@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3"]
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma3", "mixtral", "qwen2_moe", "qwen3_moe"]
 Activation = Literal["silu", "gelu_tanh"]
 Dtype = Literal["float32", "bfloat16"]
 AttentionKind = Literal["xla", "pallas"]
+ExpertsKind = Literal["tiles", "ragged"]
+"""How the rows of each expert are multiplied by its weights; see ``model.layers.grouped``."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -17,6 +19,22 @@ class RopeScaling:
     low_freq_factor: float
     high_freq_factor: float
     original_context: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Experts:
+    """The sparse feed-forward of a mixture of experts: a router sends every token to some of the experts."""
+
+    count: int
+    per_token: int
+    width: int
+    """Inner size of one expert."""
+    normalise: bool
+    """Whether the shares of a token's experts are scaled to sum to one."""
+    shared_width: int = 0
+    """Inner size of one more expert that every token takes, by a gate of its own (Qwen2-MoE); 0 where there is none."""
+    dense_layers: tuple[int, ...] = ()
+    """Layers that have an ordinary feed-forward instead."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -56,6 +74,15 @@ class ModelSpec:
     """By layer, whether it slides; empty where none does."""
     local_rope_theta: float | None = None
     """Rotation base of the sliding layers; they are not scaled. None: as the others."""
+
+    experts: Experts | None = None
+    """None where every feed-forward is dense."""
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Layers with experts."""
+        dense = range(self.num_layers) if self.experts is None else self.experts.dense_layers
+        return tuple(layer for layer in range(self.num_layers) if layer not in dense)
 
     def window(self, layer: int) -> int:
         """Tokens that ``layer`` sees of its past, the token itself included; 0 means all."""

@@ -12,7 +12,9 @@ from model import vocabulary
 from model.attention import Backend
 from model.batch import Batch, Program, decode_rows, unpack
 from model.device_state import Counts, DeviceState
+from model.experts import dispatch_on
 from model.interface import FROM_DEVICE, Family, Shapes, Variant
+from model.layers.block import Backends
 from model.layers.embed import embed
 from model.layers.rope import frequencies, rotations
 from model.logits import adjust
@@ -61,9 +63,14 @@ def forward(
     where, turns = jax.lax.optimization_barrier((where, turns))
     module = model.merge(leaves)
     x = embed(module.embedding[...], token_ids(batch, where, state), model.mesh)
-    attend = Backend(model, shapes).attend(program, batch, where)
-    hidden, pool = module(x, turns, state.pool, attend)
-    return hidden, state._replace(pool=pool)
+    through = Backends(Backend(model, shapes).attend(program, batch, where), dispatch_on(model, where))
+    done = module(x, turns, state.pool, through)
+    return done.hidden, state._replace(pool=done.pool, routed=add_routed(state.routed, done.routed))
+
+
+def add_routed(before: jax.Array | None, step: jax.Array | None) -> jax.Array | None:
+    """What the experts have taken so far, the step's tokens added; None for a dense model."""
+    return None if before is None or step is None else before + step
 
 
 def token_ids(batch: Batch, where: Positions, state: DeviceState) -> jax.Array:

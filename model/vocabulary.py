@@ -1,4 +1,4 @@
-"""Reductions over a vocabulary that may be sharded over the ``tensor`` axis; all run inside ``shard_map``.
+"""Reductions over a vocabulary that may be dealt over the mesh; all run inside ``shard_map``.
 
 XLA's CPU back end does not vectorise a reduction over the last axis. ``fold_columns`` first combines LANES equal slices
 element by element, which it does vectorise, and leaves a last axis LANES times shorter.
@@ -10,10 +10,12 @@ from functools import reduce
 import jax
 import jax.numpy as jnp
 
+from sharding.axes import MODEL_AXES
+
 LANES = 16
 BLOCK = 128
 """Tokens with neighbouring ids that sampling looks at together."""
-AXIS = "tensor"
+AXIS = MODEL_AXES
 
 
 def padded_vocab(size: int, shards: int) -> int:

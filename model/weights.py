@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from configs.schema import Model as ModelConfig
@@ -16,6 +17,7 @@ from model.loading.orbax import restore
 from model.registry import Blueprint
 from model.spec import ModelSpec
 from sharding.heads import ZERO_HEAD
+from sharding.mesh import model_shards
 
 Array = np.ndarray[Any, Any]
 LOADER_THREADS = 4
@@ -28,6 +30,26 @@ BLOCK_NORMS = {
     "after_mlp_norm": "post_feedforward_layernorm",
 }
 """The same where there are norms behind attention and feed-forward too."""
+
+
+@dataclass(slots=True, frozen=True)
+class ExpertNames:
+    """Checkpoint names of a mixture's tensors, inside a layer."""
+
+    router: str
+    experts: str
+    gate: str
+    up: str
+    down: str
+
+
+QWEN_EXPERTS = ExpertNames("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj")
+MIXTRAL_EXPERTS = ExpertNames("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2")
+
+
+def expert_names(spec: ModelSpec) -> ExpertNames:
+    """The names that the family uses."""
+    return MIXTRAL_EXPERTS if spec.architecture == "mixtral" else QWEN_EXPERTS
 
 
 class Tensors(Protocol):
@@ -76,13 +98,47 @@ class Assembly:
                 return self.norm(f"{at}self_attn.{name.split('.')[1]}")
             case "attention.out":
                 return deal(read(at + "self_attn.o_proj.weight").T, layout.query, self.model.spec.head_dim)
+            case _:
+                return self.feed_forward(at, name)
+
+    def feed_forward(self, at: str, name: str) -> Array:
+        """A leaf of a layer's feed-forward, dense or sparse."""
+        read, names = self.tensors.read, expert_names(self.model.spec)
+        match name:
             case "mlp.gate_up":
-                parts = (read(at + "mlp.gate_proj.weight"), read(at + "mlp.up_proj.weight"))
-                return interleave(parts, self.shards).T
+                return self.gate_up(at + "mlp.")
             case "mlp.down":
-                return read(at + "mlp.down_proj.weight").T
+                return read(at + "mlp.down_proj.weight")
+            case "experts.router":
+                return read(f"{at}{names.router}.weight").T
+            case "experts.gate_up":
+                return self.every_expert(lambda i: self.expert_gate_up(at, names, i))
+            case "experts.down":
+                return self.every_expert(lambda i: read(f"{at}{names.experts}.{i}.{names.down}.weight").T)
+            case "experts.shared_gate_up":
+                return self.gate_up(at + "mlp.shared_expert.").T
+            case "experts.shared_down":
+                return read(at + "mlp.shared_expert.down_proj.weight").T
+            case "experts.shared_gate":
+                # a GGUF file holds it as a vector
+                return read(at + "mlp.shared_expert_gate.weight").reshape(-1, 1)
             case _:
                 raise AssertionError(f"no checkpoint tensor is known for the leaf {at}{name}")
+
+    def gate_up(self, at: str) -> Array:
+        """Gate and up rows of a dense feed-forward."""
+        parts = (self.tensors.read(at + "gate_proj.weight"), self.tensors.read(at + "up_proj.weight"))
+        return interleave(parts, self.shards)
+
+    def expert_gate_up(self, at: str, names: ExpertNames, expert: int) -> Array:
+        """Gate and up columns of one expert."""
+        gate, up = (self.tensors.read(f"{at}{names.experts}.{expert}.{part}.weight") for part in (names.gate, names.up))
+        return interleave((gate, up), self.model.mesh.shape["tensor"]).T
+
+    def every_expert(self, read: Callable[[int], Array]) -> Array:
+        """What ``read`` gives of each expert, stacked."""
+        assert self.model.spec.experts is not None, "only a mixture has leaves of experts"
+        return np.stack([read(expert) for expert in range(self.model.spec.experts.count)])
 
     def norm(self, name: str) -> Array:
         """The vector that a norm scales by."""
@@ -92,8 +148,8 @@ class Assembly:
 
     @property
     def shards(self) -> int:
-        """Size of the tensor axis."""
-        return self.model.mesh.shape["tensor"]
+        """Shards of what is not an expert."""
+        return model_shards(self.model.mesh)
 
     def fuse_qkv(self, q: Array, k: Array, v: Array) -> Array:
         """[out, in] or [out]: by shard its query, key and value rows."""
@@ -121,6 +177,11 @@ def pad(x: Array, shape: tuple[int, ...]) -> Array:
     return np.pad(x, [(0, want - have) for have, want in zip(x.shape, shape, strict=True)])
 
 
+def stored_as(x: Array, dtype: np.dtype[Any]) -> Array:
+    """``x`` in the dtype of a leaf; uint16 are the bits of bfloat16."""
+    return x.astype(ml_dtypes.bfloat16).view(np.uint16) if dtype == np.uint16 else x.astype(dtype)
+
+
 def hugging_face_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     """Every tensor of a checkpoint of this shape, by its Hugging Face name."""
     hidden, q, kv = spec.hidden_size, spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
@@ -131,9 +192,6 @@ def hugging_face_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         "self_attn.k_proj.weight": (kv, hidden),
         "self_attn.v_proj.weight": (kv, hidden),
         "self_attn.o_proj.weight": (hidden, q),
-        "mlp.gate_proj.weight": (spec.intermediate_size, hidden),
-        "mlp.up_proj.weight": (spec.intermediate_size, hidden),
-        "mlp.down_proj.weight": (hidden, spec.intermediate_size),
     }
     if spec.post_norms:
         layer |= {f"{name}.weight": (hidden,) for name in BLOCK_NORMS.values()}
@@ -141,9 +199,34 @@ def hugging_face_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
         layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
     if spec.qk_norm:
         layer |= {"self_attn.q_norm.weight": (spec.head_dim,), "self_attn.k_norm.weight": (spec.head_dim,)}
-    shapes = {f"model.layers.{i}.{name}": shape for i in range(spec.num_layers) for name, shape in layer.items()}
+    shapes = {
+        f"model.layers.{i}.{name}": shape
+        for i in range(spec.num_layers)
+        for name, shape in (layer | feed_forward_shapes(spec, i)).items()
+    }
     shapes |= {"model.embed_tokens.weight": (spec.vocab_size, hidden), "model.norm.weight": (hidden,)}
     return shapes if spec.tie_embeddings else shapes | {"lm_head.weight": (spec.vocab_size, hidden)}
+
+
+def feed_forward_shapes(spec: ModelSpec, layer: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer's feed-forward, by their names inside the layer."""
+
+    def gated(gate: str, up: str, down: str, width: int) -> dict[str, tuple[int, ...]]:
+        into, out = (width, spec.hidden_size), (spec.hidden_size, width)
+        return {f"{gate}.weight": into, f"{up}.weight": into, f"{down}.weight": out}
+
+    if spec.experts is None or layer in spec.experts.dense_layers:
+        return gated("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", spec.intermediate_size)
+    names, experts = expert_names(spec), spec.experts
+    shapes: dict[str, tuple[int, ...]] = {f"{names.router}.weight": (experts.count, spec.hidden_size)}
+    for i in range(experts.count):
+        at = f"{names.experts}.{i}"
+        shapes |= gated(f"{at}.{names.gate}", f"{at}.{names.up}", f"{at}.{names.down}", experts.width)
+    if experts.shared_width:
+        at = "mlp.shared_expert"
+        shapes |= gated(f"{at}.gate_proj", f"{at}.up_proj", f"{at}.down_proj", experts.shared_width)
+        shapes[f"{at}_gate.weight"] = (1, spec.hidden_size)
+    return shapes
 
 
 def load_weights(
@@ -165,7 +248,7 @@ def assemble(model: Blueprint, tensors: Tensors, progress: Callable[[int, int], 
         target = model.leaves[name]
         host = assembly.leaf(name)
         assert host.shape == target.shape, f"{name}: the checkpoint gives {host.shape}, the model wants {target.shape}"
-        return name, jax.device_put(np.ascontiguousarray(host.astype(target.dtype)), target.sharding)
+        return name, jax.device_put(np.ascontiguousarray(stored_as(host, target.dtype)), target.sharding)
 
     arrays: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="weights") as pool:

@@ -7,7 +7,16 @@ from collections.abc import Callable, Sequence
 from msgspec import Struct
 
 from configs.hybrid import needed_pages
-from configs.schema import Check, EngineConfig, Eviction, HostWritePolicy, OrderName, Resolved, StoragePrefetch
+from configs.schema import (
+    Check,
+    EngineConfig,
+    Eviction,
+    HostWritePolicy,
+    OrderName,
+    Parallel,
+    Resolved,
+    StoragePrefetch,
+)
 from model.interface import Runner, Shapes
 from scheduler.batch_builder import BatchBuilder
 from scheduler.cache_listener import CacheListener
@@ -28,14 +37,14 @@ from scheduler.kv_cache import KVCache
 from scheduler.lookout import Lookout
 from scheduler.observe import Monitor, Observer
 from scheduler.operations import Operations
-from scheduler.order import ORDERS, Order
+from scheduler.order import ORDERS, Order, urgent_first
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_owner import PageOwner
 from scheduler.pause import Pause
 from scheduler.port import ChannelPort, Port
 from scheduler.preemption import Preemption
 from scheduler.prefix_cache import prefix_cache
-from scheduler.priority import Direction, urgent_first
+from scheduler.priority import Direction
 from scheduler.radix_cache import RadixCache
 from scheduler.results import Results
 from scheduler.roster import Roster
@@ -43,6 +52,7 @@ from scheduler.slots import Slots
 from scheduler.step_ring import StepRing
 from scheduler.storage_tier import StorageTier
 from scheduler.token_ratio import RatioSettings, TokenRatio
+from scheduler.tuning import Tuning, Values
 from scheduler.window_pages import WindowPages
 
 
@@ -89,6 +99,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     waiting_timeout_ns: int = 0
     running_timeout_ns: int = 0
     check: Check = "idle"
+    adapters: tuple[str, ...] = ()
+    """Adapters that are loaded; requests for others are refused."""
+    parallel: Parallel = Parallel()
+    """The mesh of the runner, and how many such engines there are."""
 
 
 def settings_from(resolved: Resolved, config: EngineConfig, eos_ids: tuple[int, ...]) -> Settings:
@@ -131,6 +145,7 @@ def settings_from(resolved: Resolved, config: EngineConfig, eos_ids: tuple[int, 
         waiting_timeout_ns=round(config.scheduler.waiting_timeout_s * 1e9),
         running_timeout_ns=round(config.scheduler.running_timeout_s * 1e9),
         check=config.scheduler.check,
+        parallel=config.parallel,
     )
 
 
@@ -173,9 +188,8 @@ def assemble(
     kv, tiers = _cache(shapes, settings, listener, copies)
     roster = Roster(kv, tiers)
     ring = StepRing(clock or (lambda: 0))
-    monitor = Monitor(roster, (*observers, ring) if clock else observers, replica)
+    monitor = Monitor(roster, (*observers, ring) if clock else observers, replica, settings.parallel)
     results = Results(roster, monitor, shapes)
-    operations = Operations(roster, monitor, Pause(roster, results), Lookout(roster, ring, replica))
     limits = Limits(
         context_length=min(settings.context_length, shapes.pages_per_row * shapes.page_size),
         pool_tokens=settings.num_pages * shapes.page_size,
@@ -183,14 +197,16 @@ def assemble(
         max_queued=settings.max_queued,
         max_queued_tokens=settings.max_queued_tokens,
         priority=settings.priority,
+        adapters=frozenset(settings.adapters),
     )
-    time_limits = TimeLimits(settings.waiting_timeout_ns, settings.running_timeout_ns)
+    times = TimeLimits(settings.waiting_timeout_ns, settings.running_timeout_ns)
+    tuning = Tuning(Values(limits, times, settings.max_rows))
+    operations = Operations(roster, monitor, Pause(roster, results), Lookout(roster, ring, replica), tuning)
     return Engine(
         port=port,
         roster=roster,
         policy=Policy(
             _order(settings),
-            settings.max_rows,
             TokenRatio(settings.conservativeness, settings.ratio),
             settings.check == "every_step",
             _preemption(settings),
@@ -201,9 +217,7 @@ def assemble(
         builder=BatchBuilder(shapes, kv.tables, settings.eos_ids),
         runner=runner,
         results=results,
-        control=Control(
-            roster, results, monitor, limits, settings.eos_ids, settings.max_inflight, time_limits, operations
-        ),
+        control=Control(roster, results, monitor, settings.eos_ids, settings.max_inflight, operations),
         monitor=monitor,
     )
 
@@ -241,7 +255,7 @@ def _cache(
         assert not settings.host_pages, "hybrid pools have no tiers"
         window = WindowPages(PageAllocator(settings.window_pages), needed_pages(shapes.window, shapes.page_size))
         full = KVCache(pages, slots, cache, shapes.page_size, shapes.pages_per_row)
-        return HybridCache(full, pages, cache, window), None
+        return HybridCache(full, pages, cache, window, listener), None
     if not (settings.host_pages and isinstance(cache, RadixCache)):
         return KVCache(pages, slots, cache, shapes.page_size, shapes.pages_per_row), None
     host = HostTier(

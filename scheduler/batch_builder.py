@@ -83,7 +83,8 @@ class BatchBuilder:
         sample = np.zeros(num_rows, np.bool_)
         if count:
             tokens[:count] = [FROM_DEVICE if request.inflight else request.last_token for request in decode]
-            slots[:count] = [_slot(request) for request in decode]
+            # each has a lease, or the lengths differ
+            slots[:count] = [lease.slot for request in decode if (lease := request.lease) is not None]
             starts[:count] = [request.computed for request in decode]
             lengths[:count] = 1
             offsets[:count] = np.arange(count)
@@ -97,7 +98,8 @@ class BatchBuilder:
             at += -(-length // shapes.tile) * shapes.tile
         rows = [*enumerate(decode)]
         rows += [(row, piece.request) for row, piece in enumerate(plan.pieces, first_row) if piece.samples]
-        full = self._full(num_rows, slots, rows) if any(_wants_full(request) for _, request in rows) else None
+        wanted = any(_wants_full(request) for _, request in rows if not request.lean)
+        full = self._full(num_rows, slots, rows) if wanted else None
         columns = self._sampling
         return StepInput(
             step=step,

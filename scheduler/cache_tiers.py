@@ -53,6 +53,7 @@ class CacheTiers:
             host_evicted=counters.evicted * size,
             stored=counters.stored * size,
             fetched=counters.fetched * size,
+            num_loading=self.storage.num_loading,
         )
 
     def complete(self, completion: Completion) -> list[Answer]:

@@ -21,6 +21,7 @@ class Cadence:
     def due(self, stats: StepStats) -> Report | None:
         """The report that is due with these figures. Those of an engine that became idle or paused have no step."""
         if not stats.family:
+            self._decoded = 0  # a rest begins anew (document: O-22)
             return "rest"
         if stats.family != "decode":
             return "prefill"

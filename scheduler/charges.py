@@ -14,6 +14,8 @@ class Charges:
 
     def charge(self, plan: Plan, fresh: list[Request], paused: bool, now_ns: int) -> None:
         """Of those held back now, those no longer, and those just arrived, which are taken out of ``fresh``."""
+        if not (plan.blocked or plan.drain or self._held or fresh):
+            return
         held = {request.number: request for request, _ in plan.blocked}
         held.update((request.number, request) for request in plan.drain)
         for request, reason in plan.blocked:

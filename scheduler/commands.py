@@ -106,11 +106,15 @@ class Generate(Struct, frozen=True, kw_only=True, tag="generate", omit_defaults=
     """Whether deltas are wanted as they come; otherwise they are held until the end."""
     extra_key: Annotated[str, Meta(max_length=1024)] | None = None
     cache_salt: Annotated[str, Meta(max_length=1024)] | None = None
-    """Cache namespace: pages are shared only under the same key and the same salt."""
+    """Cache namespace: pages are shared only under the same adapter, the same key and the same salt."""
+    adapter: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    """Of the weights that it wants beside the model's own; refused unless it is loaded."""
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
     """None is the least urgent there is. Means nothing unless the launch file orders by priority."""
     routing_key: Annotated[str, Meta(max_length=256)] | None = None
     """Means nothing unless the launch file orders by routing key."""
+    trace: Annotated[str, Meta(max_length=64)] | None = None
+    """The client's ``traceparent`` (W3C); of no account to the engine."""
 
 
 class Abort(Struct, frozen=True, kw_only=True, tag="abort"):
@@ -121,6 +125,12 @@ class Abort(Struct, frozen=True, kw_only=True, tag="abort"):
 
 class AbortAll(Struct, frozen=True, kw_only=True, tag="abort_all"):
     """End every request."""
+
+
+class Recall(Struct, frozen=True, kw_only=True, tag="recall"):
+    """Give the request with this ``rid`` back unless it has run: it is to go to another engine."""
+
+    rid: Rid
 
 
 class Stop(Struct, frozen=True, kw_only=True, tag="stop"):
@@ -141,6 +151,13 @@ class GetState(Struct, frozen=True, kw_only=True, tag="get_state"):
     """Ask for the engine's state."""
 
     call: Rid
+
+
+class SetState(Struct, frozen=True, kw_only=True, tag="set_state"):
+    """Change settings of the running engine, all of them or none (document: O-41)."""
+
+    call: Rid
+    settings: Annotated[dict[str, int | float], Meta(min_length=1, max_length=64)]
 
 
 class Explain(Struct, frozen=True, kw_only=True, tag="explain"):
@@ -237,6 +254,13 @@ class DumpState(Struct, frozen=True, kw_only=True, tag="dump_state"):
     call: Rid
 
 
+class ExpertDistribution(Struct, frozen=True, kw_only=True, tag="expert_distribution"):
+    """Record which experts the tokens go to, or place the experts by what was recorded (document: O-42)."""
+
+    call: Rid
+    action: Literal["start", "stop", "dump", "rebalance"]
+
+
 class Shutdown(Struct, frozen=True, kw_only=True, tag="shutdown"):
     """Abort everything and leave the loop."""
 
@@ -245,12 +269,14 @@ Command = (
     Generate
     | Abort
     | AbortAll
+    | Recall
     | Stop
     | FlushCache
     | AttachStorage
     | DetachStorage
     | ClearStorage
     | GetState
+    | SetState
     | Explain
     | Look
     | StartProfile
@@ -259,6 +285,7 @@ Command = (
     | ContinueGeneration
     | FreezeGC
     | DumpState
+    | ExpertDistribution
     | Shutdown
 )
 
@@ -354,6 +381,8 @@ class Rejected(Struct, frozen=True, kw_only=True, tag="rejected", omit_defaults=
         "draining",
         "invalid_request",
         "duplicate_id",
+        "recalled",
+        "adapter_not_found",
         "internal_error",
     ]
     message: str
@@ -443,6 +472,8 @@ class Reply(Struct, frozen=True, kw_only=True, tag="reply", omit_defaults=True):
     """Of ``Explain``."""
     frame: Frame | None = None
     """Of ``Look``."""
+    replica: int = 0
+    """Whose answer it is; known to the reader, by the link on which it came."""
 
 
 class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
@@ -463,7 +494,14 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     """Lines that describe the resolved configuration and the memory plan."""
     page_size: int = 0
     num_pages: int = 0
+    replica: int = 0
 
+
+LeakPool = Literal["tokens", "slots", "host", "state"]
+"""Pages of the KV pool; slots of requests; pages of the host tier; whatever else is not as it must be between steps."""
+
+LEAK_POOLS: Final[tuple[LeakPool, ...]] = ("tokens", "slots", "state")
+"""Those that every engine has."""
 
 FAILED: Final = "failed"
 """Stage of the last Progress of an engine that cannot start or go on; its ``detail`` says why."""
@@ -476,6 +514,7 @@ class Progress(Struct, frozen=True, kw_only=True, tag="progress"):
     done: int
     total: int
     detail: str = ""
+    replica: int = 0
 
 
 class Batch(Struct, frozen=True, kw_only=True, tag="batch"):
@@ -507,6 +546,8 @@ class TierStats(Struct, frozen=True, kw_only=True):
     stored: int
     """Given to the storage, whether it had them already or not."""
     fetched: int
+    num_loading: int = 0
+    """Requests that wait for the storage now."""
 
 
 class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
@@ -571,8 +612,8 @@ class StepStats(Struct, frozen=True, kw_only=True, tag="step_stats"):
     """Share of the window group in use, where there is one; ``tokens_used`` and the like are of the other."""
     paused: bool = False
     """Whether generation stands still on command."""
-    leaks: int = 0
-    """Of pages and slots, found when the engine came to rest."""
+    leaks: dict[str, int] = {}
+    """Found when the engine came to rest, by ``LeakPool``; pools that the engine does not have are absent."""
     tiers: TierStats | None = None
     """None without a host tier."""
 
@@ -629,6 +670,13 @@ class Compiled(Struct, frozen=True, kw_only=True, tag="compiled"):
     size: int
     seconds: float
     from_cache: bool
+    replica: int = 0
+
+
+class Reports(Struct, frozen=True, kw_only=True, tag="reports"):
+    """What an engine has to say of its last steps, in order."""
+
+    reports: list[StepStats | StepTimes | Compiled]
 
 
 Stats = StepStats | RequestStats | StepTimes | Compiled

@@ -14,8 +14,10 @@ from scheduler.commands import (
     ClearStorage,
     Command,
     DetachStorage,
+    ExpertDistribution,
     FinishReason,
     Generate,
+    Recall,
     Rejected,
     Reply,
     Shutdown,
@@ -23,7 +25,7 @@ from scheduler.commands import (
     Stop,
     StopProfile,
 )
-from scheduler.deadlines import TimeLimits, overdue_running, overdue_waiting
+from scheduler.deadlines import overdue_running, overdue_waiting
 from scheduler.gates import Limits, Load, allowed_new_tokens, excess, refusal
 from scheduler.observe import Monitor
 from scheduler.operations import Handler, Operations
@@ -44,10 +46,8 @@ class Control:
         roster: the requests.
         results: ends them.
         monitor: counts them.
-        limits: what a request may ask for.
         eos_ids: tokens that end a request unless it ignores them.
         max_inflight: unread sampled tokens that a request may have when it is planned again.
-        time_limits: how long it may wait and run.
         operations: handles what concerns no single request.
     """
 
@@ -56,10 +56,8 @@ class Control:
         roster: Roster,
         results: Results,
         monitor: Monitor,
-        limits: Limits,
         eos_ids: tuple[int, ...],
         max_inflight: int,
-        time_limits: TimeLimits,
         operations: Operations,
     ) -> None:
         self.shut = False
@@ -67,18 +65,18 @@ class Control:
         self.fresh: list[Request] = []
         """Accepted since the last plan."""
         self.pause = operations.pause
+        self.tuning = operations.tuning
         self._roster = roster
         self._results = results
         self._monitor = monitor
-        self._limits = limits
         self._eos_ids = eos_ids
         self._max_inflight = max_inflight
-        self._time_limits = time_limits
         self._arrived = 0
         self.handlers: dict[type[Command], Handler] = {
             Generate: self._generate,
             Abort: self._abort,
             AbortAll: self._abort_all,
+            Recall: self._recall,
             Stop: self._stop,
             AttachStorage: self._storage,
             DetachStorage: self._storage,
@@ -86,9 +84,14 @@ class Control:
             Shutdown: self._shutdown,
             StartProfile: self._no_profiler,
             StopProfile: self._no_profiler,
+            ExpertDistribution: self._no_experts,
             **operations.handlers,
         }
         """Who carries out each command; before the loop begins, those who can do more take theirs."""
+
+    @property
+    def _limits(self) -> Limits:
+        return self.tuning.values.limits
 
     def handle(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         """Do what the command asks. A failure is answered to its sender and the engine lives."""
@@ -103,7 +106,7 @@ class Control:
         if isinstance(command, Generate):
             self._monitor.counters.rejected += 1
             return [(origin, Rejected(rid=command.rid, status=500, code="internal_error", message=message))]
-        if isinstance(command, Abort | AbortAll | Stop | Shutdown):
+        if isinstance(command, Abort | AbortAll | Recall | Stop | Shutdown):
             return []
         return [(origin, Reply(call=command.call, success=False, message=message))]
 
@@ -130,7 +133,7 @@ class Control:
             prompt=np.array(command.prompt, np.int32),
             params=params,
             stream=command.stream,
-            namespace=namespace(command.extra_key, command.cache_salt),
+            namespace=namespace(command.adapter, command.extra_key, command.cache_salt),
             routing_key=command.routing_key,
             max_new=allowed_new_tokens(command, self._limits),
             stop_ids=frozenset(params.stop_token_ids + (() if params.ignore_eos else self._eos_ids)),
@@ -141,6 +144,7 @@ class Control:
         )
         self._roster.add(request)
         self.fresh.append(request)
+        self._monitor.queued(request)
 
     def _refuse(self, command: Generate, now_ns: int) -> Rejected | None:
         if command.rid in self._roster:
@@ -155,14 +159,14 @@ class Control:
     def _displace(self, command: Generate, now_ns: int) -> list[Answer]:
         """Drop less urgent requests from the full queue, if that makes room for a new one."""
         load, newcomer = self._load(now_ns), urgency(command.priority, self._limits.priority)
-        victims = displaced(self._roster.never_run, newcomer, *excess(command, self._limits, load))
+        victims = displaced(self._roster.levels.never_run(), newcomer, *excess(command, self._limits, load))
         self._monitor.counters.displaced += len(victims)
         message = "The request is aborted by a higher priority request."
         return [self._drop(victim, "displaced", message, load, now_ns) for victim in victims]
 
     def expire(self, now_ns: int) -> list[Answer]:
         """Answer what has waited or run for too long (documents: O-24; SGLang's two time-outs and their words)."""
-        roster, limits, counters = self._roster, self._time_limits, self._monitor.counters
+        roster, limits, counters = self._roster, self.tuning.values.times, self._monitor.counters
         waited = overdue_waiting(roster.waiting.values(), limits, now_ns)
         ran = overdue_running(roster.started.values(), limits, now_ns)
         if not waited and not ran:
@@ -197,6 +201,15 @@ class Control:
     def _aborted(self, request: Request, now_ns: int) -> Answer:
         return self._results.end(request, Finish(FinishReason.ABORT, None, len(request.output)), now_ns)
 
+    def _recall(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
+        del origin
+        assert isinstance(command, Recall)
+        message = "The request goes to another engine."
+        rejected = Rejected(rid=command.rid, status=503, code="recalled", message=message)
+        roster = self._roster
+        found = [request for request in roster.find(command.rid) if request.rid == command.rid]
+        return [self._results.drop(one, rejected, now_ns) for one in found if one.number not in roster.started]
+
     def _stop(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         del origin
         assert isinstance(command, Stop)
@@ -223,6 +236,11 @@ class Control:
         del now_ns
         assert isinstance(command, StartProfile | StopProfile)
         return [(origin, Reply(call=command.call, success=False, message="There is no profiler here."))]
+
+    def _no_experts(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
+        del now_ns
+        assert isinstance(command, ExpertDistribution)
+        return [(origin, Reply(call=command.call, success=False, message="The model has no experts."))]
 
     def _shutdown(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         self.shut = True

@@ -23,67 +23,31 @@ class Copies(Protocol):
 
     def save(self, ticket: int, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> None:
         """Copy pages of the device, as all steps launched so far leave them, to host memory: then ``Saved``."""
-        ...
 
     def load(self, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
         """Copy pages of host memory to the device, before any step that is launched later."""
-        ...
 
     def store(self, ticket: int, chain: Chain, host_pages: Sequence[PageId]) -> None:
         """Write pages of host memory, which hold ``chain``, to the storage: then ``Stored``."""
-        ...
 
     def look_up(self, ticket: int, chain: Chain) -> None:
         """Ask the storage how many pages of ``chain`` it has: then ``Found``."""
-        ...
 
     def fetch(self, ticket: int, chain: Chain, host_pages: Sequence[PageId]) -> None:
         """Read the first pages of ``chain`` from the storage into host memory: then ``Fetched``."""
-        ...
 
     def attach(self, ticket: int, directory: str) -> None:
         """Open a storage, in place of the one there is: then ``StorageAnswer``."""
-        ...
 
     def detach(self) -> None:
         """Let go of the storage, once all that it was asked for is done; what it holds stays."""
-        ...
 
     def clear(self, ticket: int) -> None:
         """Delete what the storage holds: then ``StorageAnswer``."""
-        ...
 
     def close(self) -> None:
         """Finish what is under way, as far as that takes a few seconds. Nothing is asked for afterwards."""
-        ...
 
 
-class NoCopies:
-    """Moves nothing and says nothing: for a replay, whose completions are in the recording."""
-
-    def save(self, ticket: int, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> None:
-        """See ``Copies``."""
-
-    def load(self, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
-        """See ``Copies``."""
-
-    def store(self, ticket: int, chain: Chain, host_pages: Sequence[PageId]) -> None:
-        """See ``Copies``."""
-
-    def look_up(self, ticket: int, chain: Chain) -> None:
-        """See ``Copies``."""
-
-    def fetch(self, ticket: int, chain: Chain, host_pages: Sequence[PageId]) -> None:
-        """See ``Copies``."""
-
-    def attach(self, ticket: int, directory: str) -> None:
-        """See ``Copies``."""
-
-    def detach(self) -> None:
-        """See ``Copies``."""
-
-    def clear(self, ticket: int) -> None:
-        """See ``Copies``."""
-
-    def close(self) -> None:
-        """See ``Copies``."""
+class NoCopies(Copies):
+    """Moves nothing and says nothing, as the protocol's own methods: for a replay, whose completions are recorded."""

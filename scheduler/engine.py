@@ -33,8 +33,6 @@ class Policy:
     """Choices that shape every plan."""
 
     order: Order
-    max_rows: int
-    """Rows that one plan may hold."""
     token_ratio: TokenRatio
     check_every_step: bool
     """Prove the invariants after every step, not only when idle."""
@@ -125,7 +123,7 @@ class Engine:
             peek=self._peek,
             reclaimable=roster.kv.reclaimable,
             shapes=self._runner.shapes,
-            max_rows=policy.max_rows,
+            max_rows=self._control.tuning.values.max_rows,
             token_ratio=policy.token_ratio.value,
             last_family=self._last_family,
             last_prompts=self._last_prompts,
@@ -196,18 +194,10 @@ class Engine:
         waiting = roster.waiting.values()
         if not waiting or not (roster.kv.free_slots or policy.preemption):
             return waiting
-        return policy.order(
-            Queue(
-                waiting=waiting,
-                count=len(waiting),
-                running=roster.running.values(),
-                peek=self._peek,
-                page_size=roster.kv.page_size,
-                seed=policy.order_seed,
-                step=self._step,
-                max_passed_over=policy.budgets.max_passed_over,
-            )
-        )
+        running, page_size, passed_over = roster.running.values(), roster.kv.page_size, policy.budgets.max_passed_over
+        seed, step = policy.order_seed, self._step
+        queue = Queue(waiting, len(waiting), running, self._peek, page_size, seed, step, passed_over, roster.levels)
+        return policy.order(queue)
 
     def _peek(self, request: Request) -> Hit:
         return self._roster.kv.peek(request.tokens(0, request.match_end), request.namespace)
@@ -265,13 +255,13 @@ class Engine:
 
     def _advance(self, plan: Plan) -> None:
         """Note what is in flight now, and publish the pages of prompts that are full."""
-        step, kv = self._step, self._roster.kv
+        step, kv, prefill = self._step, self._roster.kv, Reason.PREFILL
         for request in plan.decode:
             request.computed += 1
             request.inflight += 1
             request.unread += 1
             request.planned = step
-            if request.waits.reason is Reason.PREFILL and request.output:  # its first token was read before this turn
+            if request.waits.reason is prefill and request.output:  # its first token was read before this turn
                 request.waits.change(Reason.DECODE, self._now_ns)
         for request, start, length, samples in plan.pieces:
             request.computed = start + length

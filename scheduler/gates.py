@@ -23,6 +23,8 @@ class Limits:
     max_queued_tokens: int = 2**31 - 1
     """Prompt tokens; a prompt beyond it may still wait alone."""
     priority: Direction = "off"
+    adapters: frozenset[str] = frozenset()
+    """Those that are loaded."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -60,6 +62,16 @@ def known_tokens(command: Generate, limits: Limits, load: Load) -> Rejected | No
     return None
 
 
+def known_adapter(command: Generate, limits: Limits, load: Load) -> Rejected | None:
+    """The adapter must be loaded: the model's own weights would give another text than was asked for."""
+    del load
+    if command.adapter is None or command.adapter in limits.adapters:
+        return None
+    others = f"loaded are {', '.join(sorted(limits.adapters))}" if limits.adapters else "none is"
+    message = f"The adapter '{command.adapter[:128]}' is not loaded ({others}); name the model alone to go without."
+    return _reject(command, 404, "adapter_not_found", message, "lora_path")
+
+
 def within_context(command: Generate, limits: Limits, load: Load) -> Rejected | None:
     """The prompt and one new token must fit the context."""
     del load
@@ -95,7 +107,7 @@ def excess(command: Generate, limits: Limits, load: Load) -> tuple[int, int]:
     return load.num_queued + 1 - limits.max_queued, min(tokens, load.queued_tokens)
 
 
-GATES: tuple[Gate, ...] = (known_tokens, within_context, within_pool, queue_open)
+GATES: tuple[Gate, ...] = (known_adapter, known_tokens, within_context, within_pool, queue_open)
 
 
 def refusal(command: Generate, limits: Limits, load: Load) -> Rejected | None:
@@ -113,7 +125,7 @@ def allowed_new_tokens(command: Generate, limits: Limits) -> int:
 def _reject(
     command: Generate,
     status: int,
-    code: Literal["context_length_exceeded", "request_too_large", "queue_full", "invalid_request"],
+    code: Literal["context_length_exceeded", "request_too_large", "queue_full", "invalid_request", "adapter_not_found"],
     message: str,
     param: str | None,
     retry_after_s: float | None = None,

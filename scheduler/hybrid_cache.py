@@ -17,6 +17,7 @@ from itertools import chain
 import numpy as np
 
 from model.interface import Int32, PageId, SlotId
+from scheduler.cache_listener import WINDOW_GROUP, CacheListener
 from scheduler.kv_cache import KVCache, Lease
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_use import GroupUse
@@ -33,9 +34,17 @@ class HybridCache:
         pages: its free list.
         cache: its prefix cache.
         window: the owner of the window pages.
+        listener: hears of window pages that enter and leave the cache; the tree tells of the full ones.
     """
 
-    def __init__(self, full: KVCache, pages: PageAllocator, cache: PrefixCache, window: WindowPages) -> None:
+    def __init__(
+        self,
+        full: KVCache,
+        pages: PageAllocator,
+        cache: PrefixCache,
+        window: WindowPages,
+        listener: CacheListener | None = None,
+    ) -> None:
         self.page_size = full.page_size
         self.tables: tuple[Int32, ...] = (*full.tables, np.zeros_like(full.tables[0]))
         """By page group, int32[slots + 1, pages_per_row]: the pages of the slot's lease, 0 for those it dropped."""
@@ -45,6 +54,7 @@ class HybridCache:
         self._pages = pages
         self._cache = cache
         self._window = window
+        self._listener = listener
         self._leases: dict[SlotId, Lease] = {}
 
     @property
@@ -116,6 +126,7 @@ class HybridCache:
             return
         self._evict(count - len(self._pages))
         self._full.grow(lease, length)
+        self._evict_window(count - self._window.use().free)
         fresh = self._window.take(count)
         self.tables[1][lease.slot, len(pages) : len(pages) + count] = fresh
         pages += fresh
@@ -126,7 +137,7 @@ class HybridCache:
         What is dropped here may be written by the next step: the device works in order, and every token up to the end
         of ``tail`` has been launched.
         """
-        start = lease.shared
+        start, size = lease.shared, self.page_size
         self._full.publish(lease, tail)
         full, window = lease.pages
         for at in range(start, lease.shared):
@@ -134,6 +145,9 @@ class HybridCache:
             if page != window[at]:
                 window[at] = page
                 self.tables[1][lease.slot, at] = page
+            elif self._listener is not None:
+                parent, key = full[at - 1] if at else None, tail[(at - start) * size : (at - start + 1) * size]
+                self._listener.stored(lease.namespace, parent, key.tobytes(), [full[at]], group=WINDOW_GROUP)
         self._drop(lease, lease.published - self._window.needed)
 
     def close(self, lease: Lease, tail: Int32) -> None:
@@ -153,7 +167,7 @@ class HybridCache:
         """Evict everything that is not locked; returns how many full pages that was."""
         before = self.evicted
         self._evict(self._cache.evictable)
-        self._window.evict(self._window.num_pages)
+        self._evict_window(self._window.num_pages)
         return self.evicted - before
 
     def check(self) -> None:
@@ -193,5 +207,13 @@ class HybridCache:
         if count > 0:
             freed = self._cache.evict(count)
             self.evicted += len(freed)
-            self._window.forget(freed)
+            self._gone(self._window.forget(freed))
             self._pages.give(freed)
+
+    def _evict_window(self, count: int) -> None:
+        """Free up to ``count`` cached window pages; their full pages stay cached."""
+        self._gone(self._window.evict(count))
+
+    def _gone(self, full: list[PageId]) -> None:
+        if full and self._listener is not None:
+            self._listener.removed(full, group=WINDOW_GROUP)

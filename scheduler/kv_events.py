@@ -1,6 +1,8 @@
 """Which blocks the KV cache holds, as events in the format that SGLang and vLLM publish and routers read.
 
-A block is a page. A batch is ``[ts, events, dp_rank]`` in MessagePack; an event is an array that begins with its name.
+A block is a page. A batch is ``[ts, events, dp_rank]`` in MessagePack; an event is an array that begins with its name,
+its fields those of vLLM, which are SGLang's and some more. Where layers slide, events of window pages carry their
+group; their hashes are those of the full pages beside them, so a reader that knows of no groups must pass them over.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,11 +11,12 @@ import numpy as np
 from msgspec import Struct
 
 from model.interface import PageId
-from scheduler.cache_listener import Medium
+from scheduler.cache_listener import FULL_GROUP, Medium
 from scheduler.cadence import Cadence
 from scheduler.commands import StepStats
 from scheduler.observe import CacheFlushed, Event
 from scheduler.page_hash import PageDigests, chain_start, short_hash
+from scheduler.prefix_cache import adapter_of
 
 MAX_PENDING_BLOCKS = 65_536
 """Blocks of events that are not yet published; at that many they are, whether a report is due or not."""
@@ -28,6 +31,11 @@ class BlockStored(Struct, frozen=True, array_like=True, tag=True):
     block_size: int
     lora_id: int | None = None
     medium: str | None = "GPU"
+    lora_name: str | None = None
+    """Adapter of the requests that computed them."""
+    extra_keys: None = None
+    group_idx: int | None = None
+    """1: window pages; None: pages of the layers that see everything."""
 
 
 class BlockRemoved(Struct, frozen=True, array_like=True, tag=True):
@@ -35,6 +43,7 @@ class BlockRemoved(Struct, frozen=True, array_like=True, tag=True):
 
     block_hashes: list[int]
     medium: str | None = "GPU"
+    group_idx: int | None = None
 
 
 class AllBlocksCleared(Struct, frozen=True, array_like=True, tag=True):
@@ -42,6 +51,11 @@ class AllBlocksCleared(Struct, frozen=True, array_like=True, tag=True):
 
 
 KVEvent = BlockStored | BlockRemoved | AllBlocksCleared
+
+
+def place_of(event: BlockStored | BlockRemoved) -> tuple[str, int | None]:
+    """Medium and page group that an event is about."""
+    return event.medium or "GPU", event.group_idx or None
 
 
 class EventBatch(Struct, frozen=True, array_like=True):
@@ -68,35 +82,53 @@ class KVEvents:
         self._page_size = page_size
         self._cadence = Cadence(interval)
         self._publish = publish
-        self._digests: dict[Medium, PageDigests] = {}
+        self._digests: dict[tuple[Medium, int], PageDigests] = {}
+        """By medium and page group."""
         self._pending: list[KVEvent] = []
         self._pending_blocks = 0
 
     def stored(
-        self, namespace: bytes, parent: PageId | None, key: bytes, pages: Sequence[PageId], medium: Medium = "GPU"
+        self,
+        namespace: bytes,
+        parent: PageId | None,
+        key: bytes,
+        pages: Sequence[PageId],
+        medium: Medium = "GPU",
+        group: int = FULL_GROUP,
     ) -> None:
         """See ``CacheListener``. What continues the event before it becomes part of it."""
-        digests = self._digests.setdefault(medium, PageDigests(self._page_size))
-        start = chain_start(namespace) if parent is None else digests.of(parent)
+        start = chain_start(namespace) if parent is None else self._digests[medium, FULL_GROUP].of(parent)
+        digests = self._digests.setdefault((medium, group), PageDigests(self._page_size))
         hashes = digests.add(start, key, pages)
         before = None if parent is None else short_hash(start)
         tokens: list[int] = np.frombuffer(key, np.int32).tolist()
         last = self._pending[-1] if self._pending else None
-        if isinstance(last, BlockStored) and last.medium == medium and last.block_hashes[-1] == before:
+        place = medium, group or None
+        if isinstance(last, BlockStored) and place_of(last) == place and last.block_hashes[-1] == before:
             last.block_hashes.extend(hashes)
             last.token_ids.extend(tokens)
         else:
-            self._pending.append(BlockStored(hashes, before, tokens, self._page_size, medium=medium))
+            self._pending.append(
+                BlockStored(
+                    hashes,
+                    before,
+                    tokens,
+                    self._page_size,
+                    medium=medium,
+                    lora_name=adapter_of(namespace),
+                    group_idx=group or None,
+                )
+            )
         self._grown(len(hashes))
 
-    def removed(self, pages: Sequence[PageId], medium: Medium = "GPU") -> None:
+    def removed(self, pages: Sequence[PageId], medium: Medium = "GPU", group: int = FULL_GROUP) -> None:
         """See ``CacheListener``. Removals in a row are one event."""
-        hashes = self._digests[medium].take(pages)
+        hashes = self._digests[medium, group].take(pages)
         last = self._pending[-1] if self._pending else None
-        if isinstance(last, BlockRemoved) and last.medium == medium:
+        if isinstance(last, BlockRemoved) and place_of(last) == (medium, group or None):
             last.block_hashes.extend(hashes)
         else:
-            self._pending.append(BlockRemoved(hashes, medium))
+            self._pending.append(BlockRemoved(hashes, medium, group or None))
         self._grown(len(hashes))
 
     def observe(self, event: Event) -> None:

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 import zmq
 
-from scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, KVEvent
+from scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, KVEvent, place_of
 from scheduler.kv_publisher import END_OF_REPLAY
 
 MAX_BATCH_BYTES: Final = 256 * 2**20
@@ -14,11 +14,11 @@ REPLAY_TIMEOUT_S: Final = 5.0
 
 
 class CacheContent:
-    """The blocks of a cache, by medium, from the events about them."""
+    """The blocks of a cache, by medium and page group, from the events about them."""
 
     def __init__(self) -> None:
-        self.blocks: dict[str, set[int]] = {}
-        """Medium → hashes."""
+        self.blocks: dict[tuple[str, int | None], set[int]] = {}
+        """Medium and page group, None for the full one → hashes."""
 
     def __len__(self) -> int:
         return sum(len(blocks) for blocks in self.blocks.values())
@@ -27,9 +27,9 @@ class CacheContent:
         """Take one event; blocks that are unknown can be removed, as by one who came late."""
         match event:
             case BlockStored():
-                self.blocks.setdefault(event.medium or "GPU", set()).update(event.block_hashes)
+                self.blocks.setdefault(place_of(event), set()).update(event.block_hashes)
             case BlockRemoved():
-                self.blocks.setdefault(event.medium or "GPU", set()).difference_update(event.block_hashes)
+                self.blocks.setdefault(place_of(event), set()).difference_update(event.block_hashes)
             case AllBlocksCleared():
                 self.blocks.clear()
 

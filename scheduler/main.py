@@ -1,15 +1,18 @@
 """Composition root of the engine process: launch file → mesh → model → runner → engine → loop."""
 
 import contextlib
+import gc
 import itertools
 import logging
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,11 +22,13 @@ import zmq
 from configs import gc_pauses, log
 from configs.errors import ConfigError
 from configs.memory import memory_plan
+from configs.mesh_sizes import refuse_sizes
 from configs.packages import check_packages
+from configs.replicas import share_of
 from configs.resolve import banner, cache_dir, resolve, weight_dtype
 from configs.schema import EngineConfig, Observe, Resolved
 from model.device_state import allocate, state_shapes
-from model.host_pool import HostPool, fingerprint
+from model.host_pool import HostPool, fingerprint, staging_memory
 from model.interface import CompileReport, Shapes
 from model.ladders import shapes_of
 from model.loading.folder import ModelFolder
@@ -38,6 +43,7 @@ from scheduler.assembly import build_engine, settings_from
 from scheduler.channel import Channel
 from scheduler.commands import FAILED, Progress, Ready
 from scheduler.engine import Engine
+from scheduler.expert_record import ExpertRecord
 from scheduler.instruments import Instruments, instruments
 from scheduler.loop import run
 from scheduler.observe import Observer
@@ -47,6 +53,7 @@ from scheduler.start import EngineStart, exit_with_parent, read_start
 from scheduler.step_log import StepLog
 from scheduler.watchers import OnStuck, Watchers, open_watchers
 from scheduler.zmq_channel import ZmqChannel, last_words
+from sharding.claim import claim
 from sharding.mesh import build_mesh, hardware_facts, prepare_devices
 
 OnProgress = Callable[[Progress], None]
@@ -115,8 +122,12 @@ class RunningEngine:
                 self.recorder.close()
 
 
-def prepare(config: EngineConfig, name: str, on_progress: OnProgress, reporter: Reporter | None = None) -> Setup:
+def prepare(
+    config: EngineConfig, name: str, on_progress: OnProgress, reporter: Reporter | None = None, sharing: int = 1
+) -> Setup:
     """Fetch the model, decide every ``auto``, and begin to compile; weights are not loaded yet.
+
+    ``sharing``: how many engines divide this machine's memory.
 
     Raises:
       ConfigError: the launch file asks for what this machine or model cannot give.
@@ -131,7 +142,9 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress, reporter: 
         lambda stage, done, total: on_progress(Progress(stage=stage, done=done, total=total)),
     )
     spec = read_config(folder)
-    mesh, hardware, tensor = build_mesh(config.parallel), hardware_facts(), config.parallel.tensor
+    hardware, shards = share_of(hardware_facts(), sharing), config.parallel.shards
+    refuse_sizes(config.parallel, facts(spec), hardware.num_devices)
+    mesh = build_mesh(config.parallel)
     held = blueprint(spec, mesh, weight_dtype(config.model.dtype, hardware.platform))
     resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
     held = replace(held, attention=resolved.attention)
@@ -144,7 +157,7 @@ def prepare(config: EngineConfig, name: str, on_progress: OnProgress, reporter: 
         compile_progress(on_progress, len(all_programs(shapes)), reporter),
     )
     programs.start()
-    lines = banner(resolved, hardware, tensor) + memory_plan(resolved, facts(spec), held.weight_bytes, hardware, tensor)
+    lines = banner(resolved, hardware, shards) + memory_plan(resolved, facts(spec), held.weight_bytes, hardware, shards)
     return Setup(folder, held, resolved, shapes, programs, lines)
 
 
@@ -176,7 +189,8 @@ def make_runner(
     host = None
     if setup.resolved.host_pages:
         made_of, recipe = fingerprint(config.model, setup.folder), setup.programs.recipe
-        host = HostPool(setup.resolved.host_pages, recipe.state, recipe.model.mesh, made_of)
+        mesh = recipe.model.mesh
+        host = HostPool(setup.resolved.host_pages, recipe.state, mesh, made_of, staging_memory(mesh.devices.flat))
     runner = JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes, hooks, host)
     runner.warm_up()
     return runner
@@ -190,18 +204,19 @@ def open_engine(
     observers: tuple[Observer, ...] = (),
     replica: int = 0,
     reporter: Reporter | None = None,
+    sharing: int = 1,
 ) -> RunningEngine:
     """Everything up to the loop, on a channel of the caller's; ``reporter`` is told of all that there is to report.
 
     Raises:
       ConfigError: see ``prepare``.
     """
-    setup = prepare(config, name, on_progress, reporter)
+    setup = prepare(config, name, on_progress, reporter, sharing)
     with contextlib.ExitStack() as undo:
         undo.callback(setup.programs.close)
         around, hooks = make_instruments(config.observe, reporter)
         undo.callback(around.close)
-        watchers = open_watchers(config.observe, setup.resolved, replica)
+        watchers = open_watchers(config.observe, config.parallel, setup.resolved, replica)
         undo.callback(watchers.close)
         runner = make_runner(config, setup, on_progress, hooks)
         eos_ids = setup.model.spec.eos_token_ids
@@ -212,7 +227,15 @@ def open_engine(
         observers = (*observers, reporter)
     watching = (*around.observers, *observers, lines, *watchers.observers, *([] if recorder is None else [recorder]))
     engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching, replica, watchers.listener)
+    if runner.experts is not None:
+        name_dump = partial(dump_name, replica)
+        engine.handlers.update(ExpertRecord(runner.experts, config.observe.expert_distribution_dir, name_dump).handlers)
     return RunningEngine(setup, engine, recorder, around, watchers)
+
+
+def dump_name(replica: int) -> str:
+    """Name of a record of experts that is written now."""
+    return f"expert_distribution_recorder_{time.time():.3f}_{replica}"
 
 
 def make_instruments(observe: Observe, reporter: Reporter | None) -> tuple[Instruments, LaunchHooks]:
@@ -254,22 +277,30 @@ class Announcer:
             self._channel = None
 
 
-def serve(start: EngineStart, channel: ZmqChannel) -> int:
+def serve(start: EngineStart, channel: ZmqChannel, observers: tuple[Observer, ...] = ()) -> int:
     """Become ready and serve; returns the exit code. Whatever ends it early is said to the launcher first."""
     announcer = Announcer(channel)
     try:
         reporter = Reporter(channel, start.replica)
         running = open_engine(
-            start.config, start.name, channel, announcer.announce, replica=start.replica, reporter=reporter
+            start.config,
+            start.name,
+            channel,
+            announcer.announce,
+            observers,
+            replica=start.replica,
+            reporter=reporter,
+            sharing=start.sharing,
         )
         signal.signal(signal.SIGTERM, lambda number, frame: channel.stop())
         announcer.finish(running.setup.ready())
         reporter.flush()
 
         def leave(reason: str) -> None:
-            last_words(start.endpoints, reason)
+            last_words(start.endpoints, reason, start.replica)
             os._exit(CRASHED)  # the engine's thread is stuck, and would never leave by itself
 
+        gc.freeze()  # the model and its programs stay: no collection need visit them
         running.run(leave)
     except ConfigError as error:
         announcer.silence()
@@ -284,21 +315,25 @@ def serve(start: EngineStart, channel: ZmqChannel) -> int:
     return 0
 
 
-def main() -> int:
-    """The engine process: reads an EngineStart from standard input and serves until Shutdown or SIGTERM."""
+def main(observers: tuple[Observer, ...] = ()) -> int:
+    """The engine process: reads an EngineStart from standard input and serves until Shutdown or SIGTERM.
+
+    ``observers`` are beside those that the launch file asks for.
+    """
     check_packages()
     jax.config.update("jax_numpy_rank_promotion", "raise")  # pyright: ignore[reportUnknownMemberType]  jax has no type here
     start = read_start(sys.stdin.buffer, EngineStart)
     exit_with_parent(sys.stdin.buffer)
+    claim(start.config.parallel, start.replica)
     ranks = log.rank_prefix(start.config.parallel, start.replica)
     log.configure(start.config.observe, f"engine-{start.replica}", ranks)
     gc_pauses.watch(start.config.observe.gc_warning_s)
     # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context: zmq.Context[zmq.SyncSocket] = zmq.Context()
-    channel = ZmqChannel(context, start.endpoints, start.replica)
+    channel = ZmqChannel(context, start.endpoints, start.replica, start.life)
     try:
-        return serve(start, channel)
+        return serve(start, channel, observers)
     finally:
         # the process is ending already, and the channel can no longer be woken
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

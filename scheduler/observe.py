@@ -3,11 +3,13 @@
 import logging
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from configs.schema import Parallel
 from model.interface import Family, StepInput, StepOutput
-from scheduler.commands import FinishReason, StepStats
+from scheduler.commands import LEAK_POOLS, FinishReason, StepStats
+from scheduler.invariants import Leak
 from scheduler.page_use import usage
 from scheduler.planner import Plan
 from scheduler.request import Request
@@ -34,7 +36,24 @@ class CacheFlushed:
     pages: int
 
 
-Event = Tick | Plan | Committed | StepStats | CacheFlushed
+@dataclass(slots=True, frozen=True)
+class Queued:
+    """A request was accepted."""
+
+    rid: str
+    position: int
+    """In the queue, from 1 on."""
+
+
+@dataclass(slots=True, frozen=True)
+class Ended:
+    """An accepted request got its terminal answer."""
+
+    rid: str
+    reason: FinishReason
+
+
+Event = Tick | Plan | Committed | StepStats | CacheFlushed | Queued | Ended
 
 
 class Observer(Protocol):
@@ -68,7 +87,8 @@ class Counters:
     decode_tokens: int = 0
     retracted_input_tokens: int = 0
     retracted_output_tokens: int = 0
-    leaks: int = 0
+    leaks: dict[str, int] = field(default_factory=lambda: dict[str, int].fromkeys(LEAK_POOLS, 0))
+    """By pool. A change makes a new one, as the figures hold it."""
 
 
 logger = logging.getLogger(__name__)
@@ -86,10 +106,12 @@ class Rate:
 
     def per_s(self, now_ns: int) -> float:
         """The rate; 0 when unknown. Old marks count for nothing."""
-        marks = [mark for mark in self._marks if now_ns - mark[0] <= WINDOW_NS]
-        if len(marks) < 2 or marks[-1][0] <= marks[0][0]:
+        first = next((mark for mark in self._marks if now_ns - mark[0] <= WINDOW_NS), None)
+        if first is None:
             return 0.0
-        return (marks[-1][1] - marks[0][1]) * 1e9 / (marks[-1][0] - marks[0][0])
+        last = self._marks[-1]
+        span_ns = last[0] - first[0]
+        return (last[1] - first[1]) * 1e9 / span_ns if span_ns > 0 else 0.0
 
     def clear(self) -> None:
         """Forget; the rate is unknown."""
@@ -99,19 +121,22 @@ class Rate:
 class Monitor:
     """Counts what happens and tells the observers."""
 
-    def __init__(self, roster: Roster, observers: Sequence[Observer], replica: int) -> None:
+    def __init__(self, roster: Roster, observers: Sequence[Observer], replica: int, parallel: Parallel) -> None:
         self.counters = Counters()
+        if roster.tiers is not None:
+            self.counters.leaks["host"] = 0
+        self.replica = replica
+        self.parallel = parallel
         self.drain = Rate()
         """Requests that end."""
         self.forward_count = 0
         """Steps launched since the start or the last flush (document: O-22)."""
         self.mode: StepMode = "idle"
         """Of the step launched last; idle since a rest (document: O-43)."""
-        self._leaks: list[str] = []
+        self._leaks: list[Leak] = []
         """Found when the engine last came to rest."""
         self._roster = roster
         self._observers = tuple(observers)
-        self._replica = replica
         self._output = Rate()
         self._input = Rate()
         self._read_tokens = 0
@@ -136,26 +161,38 @@ class Monitor:
             self.counters.prompt_tokens += request.prompt_len
             self.counters.cached_tokens += request.cached_tokens
 
-    def ended(self, reason: FinishReason, now_ns: int) -> None:
+    def queued(self, request: Request) -> None:
+        """Tell of a request that was accepted."""
+        self.tell(Queued(request.rid, len(self._roster.waiting)))
+
+    def ended(self, request: Request, now_ns: int) -> None:
         """Count an accepted request that was answered."""
         counters = self.counters
-        if reason is FinishReason.ABORT:
+        assert request.finish is not None, "an answered request has ended"
+        if request.finish.reason is FinishReason.ABORT:
             counters.aborted += 1
         else:
             counters.finished += 1
         self.drain.mark(now_ns, counters.finished + counters.aborted)
+        self.tell(Ended(request.rid, request.finish.reason))
+
+    def dropped(self, request: Request) -> None:
+        """Count an accepted request that never ran and was refused in the end."""
+        self.counters.rejected += 1
+        self.tell(Ended(request.rid, FinishReason.ABORT))
 
     def flushed(self, flushed: CacheFlushed) -> None:
         """The cache was flushed: steps are counted anew (document: O-23)."""
         self.forward_count = 0
         self.tell(flushed)
 
-    def leaked(self, found: list[str]) -> None:
+    def leaked(self, found: list[Leak]) -> None:
         """Report and count what is held by nobody, once for as long as it stays the same."""
+        counters = self.counters
         for leak in found:
             if leak not in self._leaks:
-                self.counters.leaks += 1
-                logger.error("%s", leak)
+                counters.leaks = {**counters.leaks, leak.pool: counters.leaks.get(leak.pool, 0) + 1}
+                logger.error("%s", leak.text)
         self._leaks = found
 
     def retracted(self, plan: Plan) -> None:
@@ -202,11 +239,11 @@ class Monitor:
         roster, kv, counters = self._roster, self._roster.kv, self.counters
         # an answered request stays among the running, with its pages, until its rows in flight are read
         running = [request for request in roster.running.values() if request.finish is None]
-        uncomputed = sum(max(0, request.prompt_len - request.computed) for request in running)
+        uncomputed = sum([one.prompt_len - one.computed for one in running if one.computed < one.prompt_len])
         last, self._last = self._last, None
         busy = bool(running or roster.waiting)
         return StepStats(
-            replica=self._replica,
+            replica=self.replica,
             step=step,
             time_ns=now_ns,
             num_running=len(running),

@@ -17,6 +17,7 @@ from scheduler.commands import (
     Look,
     PauseGeneration,
     Reply,
+    SetState,
     StateValue,
 )
 from scheduler.lookout import Lookout
@@ -26,6 +27,7 @@ from scheduler.pause import Pause
 from scheduler.port import Answer
 from scheduler.roster import Roster
 from scheduler.state import dump_state, dump_text
+from scheduler.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -41,15 +43,18 @@ class Operations:
         monitor: is told of what changes the figures.
         pause: whether generation stands still.
         lookout: answers those who want to see.
+        tuning: the settings that may change.
     """
 
-    def __init__(self, roster: Roster, monitor: Monitor, pause: Pause, lookout: Lookout) -> None:
+    def __init__(self, roster: Roster, monitor: Monitor, pause: Pause, lookout: Lookout, tuning: Tuning) -> None:
         self.pause = pause
+        self.tuning = tuning
         self._roster = roster
         self._monitor = monitor
         self.handlers: Mapping[type[Command], Handler] = {
             FlushCache: self._flush,
             GetState: self._state,
+            SetState: tuning.set,
             DumpState: self._dump,
             PauseGeneration: pause.begin,
             ContinueGeneration: pause.end,
@@ -94,6 +99,7 @@ class Operations:
             "free_slots": kv.free_slots,
             "page_size": kv.page_size,
             "paused": self.pause.mode,
+            "settings": {**self.tuning.shown()},
             "host_pages": roster.tiers.host.num_pages if roster.tiers else 0,
             "storage_attached": roster.tiers is not None and roster.tiers.storage.attached,
         }

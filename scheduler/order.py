@@ -7,8 +7,8 @@ as often as may be. The rest follows by the rule's key, in order of arrival amon
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain, groupby, islice
 
 import numpy as np
@@ -42,6 +42,8 @@ class Queue:
     """Number of the last step; with the seed it determines a random order."""
     max_passed_over: int = 0
     """How often a request may be passed over before it comes first; 0: none ever is."""
+    levels: Iterable[Collection[Request]] = ()
+    """``waiting`` by urgency, the most urgent first; each level in the order of ``waiting``."""
 
     def first(self, request: Request) -> bool:
         """Whether it comes before all others."""
@@ -130,6 +132,18 @@ def by_routing_key(queue: Queue) -> Iterable[Request]:
     for key in sorted(by_key, key=lambda key: -running[key]):
         yield from by_key[key]
     yield from behind
+
+
+def urgent_first(order: Order) -> Order:
+    """An order by urgency: within each level the given one decides.
+
+    Levels are ordered when a plan gets to them, which is rare: it takes few requests of a long queue.
+    """
+
+    def ordered(queue: Queue) -> Iterable[Request]:
+        return chain.from_iterable(order(replace(queue, waiting=level)) for level in queue.levels)
+
+    return ordered
 
 
 ORDERS: dict[str, Order] = {

@@ -82,7 +82,7 @@ def _sort_running(view: View) -> Draft:
         decode[:] = _by_turn(decode)
         draft.blocked += [Blocked(request, Reason.TOKEN_BUDGET) for request in decode[limit:]]
         del decode[limit:]
-    draft.fresh = sum([request.computed >= lease_of(request).capacity for request in decode])
+    draft.fresh = sum([one.computed >= lease.capacity for one in decode if (lease := one.lease) is not None])
     return draft
 
 

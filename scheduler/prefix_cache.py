@@ -79,7 +79,7 @@ def prefix_cache(
 
 
 def namespace(*parts: str | None) -> bytes:
-    """What keeps caches apart: a request's ``extra_key`` and ``cache_salt``, and the adapter if it has one.
+    """What keeps caches apart: a request's adapter, ``extra_key`` and ``cache_salt`` (document: O-26).
 
     Parts that differ in any place give different namespaces, wherever one ends and the next begins (SGLang joins
     key and adapter without a mark between them). Without any it is empty.
@@ -89,3 +89,10 @@ def namespace(*parts: str | None) -> bytes:
     coded = [b"" if part is None else part.encode(errors="surrogatepass") for part in parts]
     lengths = ["-" if part is None else str(len(code)) for part, code in zip(parts, coded, strict=True)]
     return b"\0".join([",".join(lengths).encode(), *coded])
+
+
+def adapter_of(space: bytes) -> str | None:
+    """The adapter, the first part of what made the namespace ``space``."""
+    lengths, _, coded = space.partition(b"\0")
+    length = lengths.partition(b",")[0]
+    return coded[: int(length)].decode(errors="surrogatepass") if length.isdigit() else None

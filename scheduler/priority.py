@@ -4,9 +4,9 @@ Inside the engine urgency is one number, larger for more urgent; ``urgency`` alo
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter
-from typing import Literal, ParamSpec
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Iterator
+from typing import Literal
 
 from scheduler.request import Request
 
@@ -15,8 +15,6 @@ Direction = Literal["off", "high_first", "low_first"]
 
 LEAST_URGENT = -(2**31)
 """Urgency of a request without a priority, as in SGLang."""
-
-_Given = ParamSpec("_Given")
 
 
 def urgency(priority: int | None, direction: Direction) -> int:
@@ -28,45 +26,53 @@ def urgency(priority: int | None, direction: Direction) -> int:
     return priority if direction == "high_first" else -priority
 
 
-def urgent_first(order: Callable[_Given, Iterable[Request]]) -> Callable[_Given, Iterable[Request]]:
-    """An order by urgency; the given one decides among equals."""
+class Levels:
+    """The waiting requests by urgency; at each level those that were sent back, then the others as they came.
 
-    def ordered(*args: _Given.args, **kwargs: _Given.kwargs) -> Iterable[Request]:
-        # a reversed sort keeps equals as they were
-        return sorted(order(*args, **kwargs), key=attrgetter("urgency"), reverse=True)
-
-    return ordered
-
-
-class NeverRun:
-    """Waiting requests that have never run, the least urgent first and of equals the youngest first.
-
-    A full queue may drop them; whoever has run before keeps its place.
+    Adding, sending back and removing one cost the same however many wait, and nothing is sorted to read them.
     """
 
     def __init__(self) -> None:
         self._levels: list[int] = []
         """Urgencies that somebody has, ascending."""
-        self._by_level: dict[int, dict[int, Request]] = {}
+        self._by_level: dict[int, OrderedDict[int, Request]] = {}
 
     def add(self, request: Request) -> None:
         """A new request waits; arrivals come in order."""
         level = self._by_level.get(request.urgency)
         if level is None:
-            level = self._by_level[request.urgency] = {}
+            level = self._by_level[request.urgency] = OrderedDict()
             insort(self._levels, request.urgency)
         level[request.number] = request
 
-    def discard(self, request: Request) -> None:
-        """It waits no more, or it has run before and was not here."""
-        level = self._by_level.get(request.urgency, {})
-        if level.pop(request.number, None) is not None and not level:
+    def put_back(self, request: Request) -> None:
+        """A request that has run waits again, at the head of its level."""
+        self.add(request)
+        self._by_level[request.urgency].move_to_end(request.number, last=False)
+
+    def remove(self, request: Request) -> None:
+        """It waits no more."""
+        level = self._by_level[request.urgency]
+        del level[request.number]
+        if not level:
             del self._by_level[request.urgency]
             del self._levels[bisect_left(self._levels, request.urgency)]
 
-    def __iter__(self) -> Iterator[Request]:
-        for urgency_level in self._levels:
-            yield from reversed(self._by_level[urgency_level].values())
+    def __iter__(self) -> Iterator[Collection[Request]]:
+        """The levels, the most urgent first."""
+        for level in reversed(self._levels):
+            yield self._by_level[level].values()
+
+    def never_run(self) -> Iterator[Request]:
+        """Those that have not run, the least urgent first and of equals the youngest first.
+
+        A full queue may drop them; whoever has run before keeps its place.
+        """
+        for level in self._levels:
+            for request in reversed(self._by_level[level].values()):
+                if request.retractions:
+                    break  # what is before it was sent back, too
+                yield request
 
 
 def displaced(never_run: Iterable[Request], newcomer_urgency: int, requests: int, tokens: int) -> list[Request]:

@@ -10,7 +10,7 @@ import logging
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from configs.schema import Observe
 from model.interface import Int32, Shapes
 from scheduler.assembly import Settings
 from scheduler.batch_builder import first_piece_row
-from scheduler.commands import Command, Generate, Stop
+from scheduler.commands import Command, Generate, StepStats, Stop
 from scheduler.observe import Committed, Event
 from scheduler.planner import Plan
 from scheduler.tick import Tick
@@ -63,6 +63,7 @@ class Full(Struct, frozen=True, tag="full"):
 
 
 Frame = Header | Turn | Planned | Tokens | Full
+_END: Final = msgspec.msgpack.encode(Full())
 
 
 class Recorder:
@@ -83,7 +84,8 @@ class Recorder:
         self._encoder = msgspec.msgpack.Encoder()
         self._recording = True
         eos_ids = tuple(self._hidden(settings.eos_ids))
-        self._write(Header(VERSION, shapes, structs.replace(settings, eos_ids=eos_ids)))
+        adapters = tuple(filter(None, map(self._hidden_text, settings.adapters)))
+        self._write(Header(VERSION, shapes, structs.replace(settings, eos_ids=eos_ids, adapters=adapters)))
 
     @property
     def recording(self) -> bool:
@@ -97,10 +99,13 @@ class Recorder:
         if isinstance(event, Tick):
             commands = [(origin, self._hide(command)) for origin, command in event.commands]
             self._write(Turn(structs.replace(event, commands=commands)))
+            self._flush()  # before the turn that may never end
         elif isinstance(event, Plan):
             self._write(Planned(event.canonical()))
         elif isinstance(event, Committed):
-            self._write(Tokens(self._hidden(_sampled(self._shapes, event))))
+            self._write(Tokens(self._ids[_sampled(self._shapes, event)].tolist()))
+        elif isinstance(event, StepStats) and not event.family:
+            self._flush()  # the engine rests
 
     def close(self) -> None:
         """Finish the file."""
@@ -112,16 +117,26 @@ class Recorder:
 
     def _write(self, frame: Frame) -> None:
         data = self._encoder.encode(frame)
-        end = self._encoder.encode(Full())
-        if len(data) + len(end) + 8 > self._left:
-            data, self._recording = end, False
+        if len(data) + len(_END) + 8 > self._left:
+            data, self._recording = _END, False
         try:
             self._file.write(len(data).to_bytes(4, "little") + data)
+            if not self._recording:
+                self._file.flush()
+        except OSError as error:
+            self._fail(error)
+        self._left -= len(data) + 4
+
+    def _flush(self) -> None:
+        try:
             self._file.flush()
         except OSError as error:
-            logger.error("the recording ends here: %s", error)  # the service goes on without it
-            self._recording = False
-        self._left -= len(data) + 4
+            self._fail(error)
+
+    def _fail(self, error: OSError) -> None:
+        """The service goes on without the recording."""
+        logger.error("the recording ends here: %s", error)
+        self._recording = False
 
     def _hidden(self, tokens: list[int] | tuple[int, ...]) -> list[int]:
         size = len(self._ids)
@@ -145,6 +160,7 @@ class Recorder:
             params=hidden,
             extra_key=self._hidden_text(command.extra_key),
             cache_salt=self._hidden_text(command.cache_salt),
+            adapter=self._hidden_text(command.adapter),
             routing_key=self._hidden_text(command.routing_key),
         )
 
@@ -189,11 +205,13 @@ def read_frames(path: Path) -> Iterator[Frame]:
             yield decoder.decode(data)
 
 
-def _sampled(shapes: Shapes, event: Committed) -> list[int]:
+def _sampled(shapes: Shapes, event: Committed) -> Int32:
     plan, tokens = event.plan, event.output.tokens
+    if not plan.pieces:
+        return tokens[: len(plan.decode)]
     first = first_piece_row(shapes, plan)
     rows = [first + index for index, piece in enumerate(plan.pieces) if piece.samples]
-    return tokens[: len(plan.decode)].tolist() + tokens[rows].tolist()
+    return np.concatenate((tokens[: len(plan.decode)], tokens[rows]))
 
 
 def _permutation(vocab_size: int, key: bytes | None) -> Int32:

@@ -4,7 +4,7 @@
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,8 @@ from scheduler.recording import Header, Planned, Tokens, Turn, read_frames
 from scheduler.tick import Tick
 from scheduler.timeline import Timeline
 from scheduler.trace import Arrival
+
+OnStep = Callable[[StepInput], None]
 
 
 class ReplayError(Exception):
@@ -144,10 +146,11 @@ class _ReplayHandle:
 class _ReplayRunner:
     """A runner without a model."""
 
-    def __init__(self, shapes: Shapes, tokens: deque[list[int]], meter: Meter) -> None:
+    def __init__(self, shapes: Shapes, tokens: deque[list[int]], meter: Meter, on_step: OnStep) -> None:
         self._shapes = shapes
         self._tokens = tokens
         self._meter = meter
+        self._on_step = on_step
 
     @property
     def shapes(self) -> Shapes:
@@ -155,6 +158,7 @@ class _ReplayRunner:
 
     def launch(self, step: StepInput) -> _ReplayHandle:
         self._meter.launched(step)
+        self._on_step(step)
         return _ReplayHandle(step, self._tokens)
 
     @property
@@ -203,8 +207,8 @@ def open_recording(path: Path) -> Recording:
     )
 
 
-def play(recording: Recording) -> Replayed:
-    """Run a recording again, its commands in their recorded turns.
+def play(recording: Recording, on_step: OnStep = lambda step: None) -> Replayed:
+    """Run a recording again, its commands in their recorded turns; ``on_step`` is told of every step.
 
     Raises:
         ReplayError: a plan differs.
@@ -212,7 +216,7 @@ def play(recording: Recording) -> Replayed:
     meter, settings = Meter(), recording.header.settings
     comparer = _Comparer(deque(recording.plans))
     port = _ReplayPort(deque(recording.ticks), meter)
-    runner = _ReplayRunner(recording.header.shapes, deque(recording.tokens), meter)
+    runner = _ReplayRunner(recording.header.shapes, deque(recording.tokens), meter, on_step)
     with suppress(_RecordingEnded):
         run(assemble(port, runner, settings, (comparer, meter, port.timeline)), settings.depth)
     port.end()

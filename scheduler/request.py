@@ -106,6 +106,8 @@ class Request:
     penalized: bool = False
     needs_full: bool = False
     """Whether every row that samples needs the ``full`` variant."""
+    lean: bool = True
+    """Whether none ever does."""
 
     output: list[int] = field(default_factory=list[int])
     logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
@@ -147,6 +149,7 @@ class Request:
             params.repetition_penalty != 1.0 or params.frequency_penalty != 0.0 or params.presence_penalty != 0.0
         )
         self.needs_full = self.penalized or bool(params.logit_bias) or params.logprobs is not None
+        self.lean = not (self.needs_full or params.min_new_tokens)
 
     @property
     def length(self) -> int:

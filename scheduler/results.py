@@ -65,7 +65,7 @@ class Results:
         request.finish = Finish(FinishReason.ABORT, None, 0)
         request.waits.settle(now_ns)
         self._roster.answered(request)
-        self._monitor.counters.rejected += 1
+        self._monitor.dropped(request)
         story = story_of(request, now_ns)
         self._roster.ended.append(story)
         return request.origin, structs.replace(rejected, times=story.times)
@@ -75,7 +75,7 @@ class Results:
         request.finish = finish
         request.waits.settle(now_ns)
         self._roster.answered(request)
-        self._monitor.ended(finish.reason, now_ns)
+        self._monitor.ended(request, now_ns)
         story = story_of(request, now_ns)
         self._roster.ended.append(story)
         message = Finished(

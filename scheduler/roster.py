@@ -17,7 +17,7 @@ from scheduler.completions import Completion
 from scheduler.page_owner import PageOwner
 from scheduler.page_use import usage
 from scheduler.port import Answer
-from scheduler.priority import NeverRun
+from scheduler.priority import Levels
 from scheduler.request import Request
 
 MAX_ENDED: Final = 256
@@ -43,8 +43,8 @@ class Roster:
         """By number, in order of admission."""
         self.waiting_tokens = 0
         """Prompt tokens that wait."""
-        self.never_run = NeverRun()
-        """Those of the waiting that have not run yet."""
+        self.levels = Levels()
+        """The waiting by urgency."""
         self.started: dict[int, Request] = {}
         """Open requests that have run, in the order in which they first did."""
         self.holders: dict[int, str] = {}
@@ -89,7 +89,7 @@ class Roster:
             self._groups.setdefault(request.group, {})[request.rid] = request
         self.waiting[request.number] = request
         self.waiting_tokens += request.prompt_len
-        self.never_run.add(request)
+        self.levels.add(request)
         if self.tiers is not None:
             self.tiers.queued(request)
 
@@ -122,6 +122,7 @@ class Roster:
         request.retractions += 1
         self.waiting[request.number] = request
         self.waiting.move_to_end(request.number, last=False)
+        self.levels.put_back(request)
         self.waiting_tokens += request.prompt_len
 
     def release(self, request: Request) -> None:
@@ -150,4 +151,4 @@ class Roster:
     def _unqueue(self, request: Request) -> None:
         del self.waiting[request.number]
         self.waiting_tokens -= request.prompt_len
-        self.never_run.discard(request)
+        self.levels.remove(request)

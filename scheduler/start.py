@@ -29,9 +29,9 @@ class Endpoints(Struct, frozen=True):
 
     directory: str
 
-    def engine(self, replica: int) -> str:
-        """Commands in, messages out; bound by the engine."""
-        return f"ipc://{self.directory}/engine-{replica}"
+    def engine(self, replica: int, life: int = 0) -> str:
+        """Commands in, messages out; bound by the engine that was started ``life`` times before."""
+        return f"ipc://{self.directory}/engine-{replica}-{life}"
 
     @property
     def stats(self) -> str:
@@ -64,6 +64,10 @@ class EngineStart(Struct, frozen=True, kw_only=True):
     """The launch file's name: the default of the served model's name."""
     endpoints: Endpoints
     replica: int = 0
+    life: int = 0
+    """How often it was started before."""
+    sharing: int = 1
+    """Engines that start on this machine together, and divide the free memory."""
 
 
 class FrontendStart(Struct, frozen=True, kw_only=True):

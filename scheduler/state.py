@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from configs.schema import Parallel
 from scheduler.commands import StateScalar, StateValue
 from scheduler.observe import Monitor
 from scheduler.page_use import usage
@@ -41,7 +42,24 @@ def dump_state(roster: Roster, monitor: Monitor, now_ns: int) -> dict[str, State
             "total_tokens": kv.num_pages * kv.page_size,
             "req_pool_usage": round(1 - kv.free_slots / max(len(kv.tables[0]) - 1, 1), 3),
         },
+        "parallel_config": parallel_config(monitor.parallel, monitor.replica),
     }
+
+
+def parallel_config(parallel: Parallel, replica: int) -> dict[str, StateScalar | list[StateScalar]]:
+    """Which part of the service an engine is. One process drives all devices of an engine, so it is the first rank."""
+    return {
+        "tp_rank": 0,
+        "tp_size": parallel.tensor,
+        "pp_rank": 0,
+        "pp_size": parallel.stages,
+        "dp_rank": dp_rank(parallel, replica),
+    }
+
+
+def dp_rank(parallel: Parallel, replica: int) -> int | None:
+    """The number of an engine among several; None where there is one."""
+    return replica if parallel.replicas > 1 else None
 
 
 def dump_text(state: dict[str, StateValue]) -> str:

@@ -31,6 +31,8 @@ class StepLog:
         """Take one event."""
         if isinstance(event, Committed):
             self._plan = event.plan
+        elif isinstance(event, StepStats) and not event.family:
+            self._decoded = 0  # a rest begins anew (document: O-22)
         elif isinstance(event, StepStats) and self._plan is not None:
             plan, self._plan = self._plan, None
             if plan.pieces:

@@ -45,6 +45,11 @@ class StorageTier:
         """Prefetches and writes under way."""
         return len(self._prefetches) + len(self._stores)
 
+    @property
+    def num_loading(self) -> int:
+        """Requests that wait for their prefetch."""
+        return sum([prefetch.request.loading for prefetch in self._prefetches.values()])
+
     def keep(self, save: Save) -> None:
         """Write fresh copies to the storage, and unlock them then; those that find no room are unlocked at once.
 

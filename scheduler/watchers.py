@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import zmq
 
-from configs.schema import Observe, Resolved
+from configs.schema import Observe, Parallel, Resolved
 from scheduler.cache_listener import CacheListener
 from scheduler.engine import Engine
 from scheduler.forward_count import ForwardCount
@@ -19,7 +19,7 @@ from scheduler.kv_metrics import KvMetricsPusher
 from scheduler.kv_publisher import KVPublisher, endpoint_of
 from scheduler.lifecycle import Lifecycle
 from scheduler.observe import Observer
-from scheduler.state import dump_text
+from scheduler.state import dp_rank, dump_text
 from scheduler.watchdog import Heartbeat, Patience, Watchdog
 
 OnStuck = Callable[[str], None]
@@ -66,7 +66,7 @@ class Watchers:
         self.closing.close()
 
 
-def open_watchers(observe: Observe, resolved: Resolved, replica: int) -> Watchers:
+def open_watchers(observe: Observe, parallel: Parallel, resolved: Resolved, replica: int) -> Watchers:
     """What a launch file asks for.
 
     Raises:
@@ -75,7 +75,7 @@ def open_watchers(observe: Observe, resolved: Resolved, replica: int) -> Watcher
     heartbeat = Heartbeat()
     observers: list[Observer] = [heartbeat, ForwardCount()]
     listener: KVEvents | None = None
-    interval, rank = observe.decode_log_interval, replica or None
+    interval = observe.decode_log_interval
     with ExitStack() as closing:
         if observe.request_lifecycle:
             observers.append(Lifecycle(time.time))
@@ -89,7 +89,7 @@ def open_watchers(observe: Observe, resolved: Resolved, replica: int) -> Watcher
                     None if again is None else endpoint_of(again, replica),
                     observe.kv_events_topic,
                     observe.kv_events_buffer,
-                    rank,
+                    dp_rank(parallel, replica),
                 )
                 closing.callback(publisher.close)
                 listener = KVEvents(resolved.page_size, interval, publisher.publish)

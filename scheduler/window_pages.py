@@ -48,6 +48,10 @@ class WindowPages:
         """Who holds the pages."""
         return GroupUse(self.num_pages, len(self._pages), len(self._loose), len(self._held))
 
+    def cached(self) -> Iterable[PageId]:
+        """The full pages beside which a window page is cached."""
+        return self._beside.keys()
+
     def usable(self, full: Sequence[PageId]) -> int:
         """How many leading pages of a cached prefix a request can go on from: at their end the window is whole."""
         end = at = len(full)
@@ -92,29 +96,30 @@ class WindowPages:
         return own
 
     def take(self, count: int) -> list[PageId]:
-        """Take ``count`` pages, evicting what that takes; so many must be available."""
-        self.evict(count - len(self._pages))
+        """Take ``count`` pages, of which so many must be free."""
         return self._pages.take(count)
 
     def give(self, page: PageId) -> None:
         """Return a page that is not cached."""
         self._pages.give([page])
 
-    def evict(self, count: int) -> None:
-        """Free up to ``count`` cached pages that nobody holds; their full pages stay cached."""
-        while count > 0 and self._loose:
+    def evict(self, count: int) -> list[PageId]:
+        """Free up to ``count`` cached pages that nobody holds; their full pages, which it returns, stay cached."""
+        gone: list[PageId] = []
+        while len(gone) < count and self._loose:
             full, _ = self._loose.popitem(last=False)
             self._pages.give([self._beside.pop(full)])
-            self.evicted += 1
-            count -= 1
+            gone.append(full)
+        self.evicted += len(gone)
+        return gone
 
-    def forget(self, full: Iterable[PageId]) -> None:
-        """Free the window pages beside full pages that have left the cache, where they have any."""
-        for page in full:
-            window = self._beside.pop(page, None)
-            if window is not None:
-                del self._loose[page]
-                self._pages.give([window])
+    def forget(self, full: Iterable[PageId]) -> list[PageId]:
+        """Free the window pages beside full pages that have left the cache; returns those that had one."""
+        gone = [page for page in full if page in self._beside]
+        for page in gone:
+            del self._loose[page]
+            self._pages.give([self._beside.pop(page)])
+        return gone
 
     def check(self, cached: set[PageId], held: dict[PageId, int], own: list[PageId]) -> None:
         """Assert that every page has one owner.

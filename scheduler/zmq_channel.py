@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import msgspec
 import zmq
+from msgspec import structs
 
 from scheduler.channel import Origin
-from scheduler.commands import FAILED, Command, Compiled, Message, Progress, Ready, Shutdown, StepStats, StepTimes
+from scheduler.commands import FAILED, Command, Message, Progress, Ready, Reports, Shutdown, StepStats, StepTimes
 from scheduler.start import Endpoints, frontend_id, frontend_index
 
 MAX_FRAME_BYTES = 128 * 2**20
@@ -39,9 +40,16 @@ class WireCounts:
 
 
 class ZmqChannel:
-    """``scheduler.channel.Channel`` over a ROUTER socket, and a PUSH socket for the collector."""
+    """``scheduler.channel.Channel`` over a ROUTER socket, and a PUSH socket for the collector.
 
-    def __init__(self, context: "zmq.Context[zmq.SyncSocket]", endpoints: Endpoints, replica: int) -> None:
+    ``life``: how often this replica was started before; each life has an address of its own, so that nothing meant for
+    one reaches the next.
+    """
+
+    def __init__(
+        self, context: "zmq.Context[zmq.SyncSocket]", endpoints: Endpoints, replica: int, life: int = 0
+    ) -> None:
+        self._replica = replica
         self.counts = WireCounts()
         self._decoder = msgspec.msgpack.Decoder(Command)
         self._encoder = msgspec.msgpack.Encoder()
@@ -58,7 +66,7 @@ class ZmqChannel:
             (zmq.ROUTER_HANDOVER, 1),
         ):
             self._router.setsockopt(option, value)
-        self._router.bind(endpoints.engine(replica))
+        self._router.bind(endpoints.engine(replica, life))
         self._stats = context.socket(zmq.PUSH)
         self._stats.setsockopt(zmq.LINGER, 500)
         self._stats.setsockopt(zmq.SNDHWM, MAX_WAITING_MESSAGES)
@@ -98,6 +106,8 @@ class ZmqChannel:
 
     def broadcast(self, message: Message) -> None:
         """See ``Channel``. Progress and Ready go to the collector too, and to frontends that come later."""
+        if isinstance(message, Progress | Ready):
+            message = structs.replace(message, replica=self._replica)
         body = self._encoder.encode(message)
         if isinstance(message, Progress | Ready):
             self._greeting = body
@@ -105,7 +115,7 @@ class ZmqChannel:
         for origin in self._frontends:
             self._deliver(origin, body)
 
-    def report(self, stats: StepStats | StepTimes | Compiled) -> None:
+    def report(self, stats: StepStats | StepTimes | Reports) -> None:
         """Push the engine's figures to the collector. Never blocks; lost when it does not read (totals follow)."""
         self._push(self._encoder.encode(stats))
 
@@ -162,11 +172,12 @@ class ZmqChannel:
             self._stats.send(body, zmq.NOBLOCK)
 
 
-def last_words(endpoints: Endpoints, reason: str) -> None:
+def last_words(endpoints: Endpoints, reason: str, replica: int = 0) -> None:
     """Tell the collector why this process ends, from any thread: for when the channel's own can do nothing more."""
     context: zmq.Context[zmq.SyncSocket] = zmq.Context()
     with context.socket(zmq.PUSH) as socket:
         socket.connect(endpoints.stats)
-        socket.send(msgspec.msgpack.encode(Progress(stage=FAILED, done=0, total=0, detail=reason)))
+        failed = Progress(stage=FAILED, done=0, total=0, detail=reason, replica=replica)
+        socket.send(msgspec.msgpack.encode(failed))
         socket.close(linger=1000)
     context.term()

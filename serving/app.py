@@ -14,14 +14,15 @@ from starlette.responses import Response
 
 from configs.schema import EngineConfig
 from scheduler.commands import Ready
-from serving.engine_client import EngineClient, EngineGone
+from serving.engine_client import EngineClient
+from serving.engine_wire import EngineGone
 from serving.front import Front
 from serving.guard import Guard
 from serving.http_meter import HttpMeter, HttpSink
 from serving.protocol import errors
 from serving.protocol.collector import CollectorClient
 from serving.protocol.errors import RequestError
-from serving.routes import admin, dashboard, explain, health, native, openai, operate, profile, storage
+from serving.routes import admin, dashboard, experts, explain, health, native, openai, operate, profile, storage
 from serving.text_side import TextSide, load_text_side
 
 _log = logging.getLogger("serving.app")
@@ -51,6 +52,7 @@ def build_app(
         profile.routes,
         storage.routes,
         operate.routes,
+        experts.routes,
         explain.routes,
         dashboard.routes,
     )

@@ -7,8 +7,9 @@ Each is told once, when its answer is there and nobody reads it any more. The cl
 where they do not, as in tests, what lies between them counts as the way to the engine.
 """
 
+import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from msgspec import structs
 
@@ -28,6 +29,8 @@ class Marks:
     answer: Finished | Rejected | None = None
     answered_ns: int = 0
     left: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set by its answer, or when none will come."""
 
 
 class Chronicle:
@@ -47,6 +50,7 @@ class Chronicle:
         if marks is None:
             return
         marks.answer, marks.answered_ns = answer, now_ns
+        marks.settled.set()
         if marks.left:
             self._tell(answer.rid, marks, now_ns)
 
@@ -61,7 +65,15 @@ class Chronicle:
 
     def forget(self, rid: str) -> None:
         """No answer will come."""
-        self._marks.pop(rid, None)
+        marks = self._marks.pop(rid, None)
+        if marks is not None:
+            marks.settled.set()
+
+    async def settled(self, rid: str) -> None:
+        """Wait for its answer; returns at once when none will come."""
+        marks = self._marks.get(rid)
+        if marks is not None:
+            await marks.settled.wait()
 
     def waits_s(self, rid: str) -> dict[str, float] | None:
         """Seconds by reason of an answered request, up to its answer."""

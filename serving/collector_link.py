@@ -24,10 +24,12 @@ from serving.collector_wire import (
     Hello,
     HttpStats,
     Leave,
+    Loads,
     LoadsAnswer,
     MetricsAnswer,
     News,
     Question,
+    ReplicaLoad,
     Told,
 )
 from serving.protocol.collector import Health, Load
@@ -43,12 +45,16 @@ _LOG: Final = logging.getLogger(__name__)
 class Listener(Protocol):
     """Who is told, and asked, on behalf of the collector."""
 
-    def num_waiting(self) -> int:
-        """Requests without a terminal answer."""
+    def num_waiting(self) -> list[int]:
+        """Requests without a terminal answer, of each replica."""
         ...
 
     def health_changed(self, health: Health) -> None:
         """The service's health is another."""
+        ...
+
+    def loads_changed(self, loads: list[ReplicaLoad]) -> None:
+        """Replicas have reported."""
         ...
 
     def freeze_gc(self) -> None:
@@ -153,6 +159,8 @@ class CollectorLink:
                 case News(health=health):
                     self._health = health
                     listener.health_changed(health)
+                case Loads(loads=loads):
+                    listener.loads_changed(loads)
                 case Freeze():
                     listener.freeze_gc()
                 case Leave(timeout_s=timeout_s):

@@ -32,8 +32,8 @@ class Find(Struct, frozen=True, tag="find"):
 class Beat(Struct, frozen=True, tag="beat"):
     """A sign of life, about once a second."""
 
-    waiting: int
-    """Requests of this frontend that have no terminal answer yet."""
+    waiting: list[int]
+    """Requests of this frontend that have no terminal answer yet, of each replica."""
 
 
 class FreezeEverywhere(Struct, frozen=True, tag="freeze_everywhere"):
@@ -86,6 +86,25 @@ class News(Struct, frozen=True, tag="news"):
     health: Health
 
 
+class ReplicaLoad(Struct, frozen=True, array_like=True):
+    """How busy one replica was when it last reported."""
+
+    replica: int
+    time_ns: int = 0
+    """By the engine's clock; commands received until then are counted."""
+    requests: int = 0
+    """Running and waiting."""
+    waiting: int = 0
+    tokens: int = 0
+    """Of pages in use and of prompts that wait."""
+
+
+class Loads(Struct, frozen=True, tag="loads_changed"):
+    """Some replicas have reported; told where there are several, at most every so often."""
+
+    loads: list[ReplicaLoad]
+
+
 class Leave(Struct, frozen=True, tag="leave"):
     """Finish what runs and exit, within ``timeout_s``."""
 
@@ -96,4 +115,4 @@ class Freeze(Struct, frozen=True, tag="freeze"):
     """Freeze the garbage collector."""
 
 
-Answer = MetricsAnswer | LoadsAnswer | FoundAnswer | News | Leave | Freeze
+Answer = MetricsAnswer | LoadsAnswer | FoundAnswer | News | Loads | Leave | Freeze

@@ -1,6 +1,7 @@
 """Runs one HTTP call on the engine: opens it, watches for a client that leaves, writes what comes, ends it once."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -10,7 +11,8 @@ from starlette.types import Receive, Scope, Send
 from configs.schema import Serving
 from scheduler.commands import AbortCause, FinishReason
 from serving.answer import Answer, Ending, Piece, TextDelta
-from serving.engine_client import Call, ClientGone, EngineClient
+from serving.call import Call, ClientGone
+from serving.engine_client import EngineClient
 from serving.protocol import errors
 from serving.protocol.convert import Work
 from serving.protocol.errors import RequestError
@@ -18,6 +20,8 @@ from serving.protocol.reply import RUNNING_TIMEOUT, Writer, merge
 from serving.protocol.sse import DONE, KEEP_ALIVE, frame
 from serving.tokenizer import Tokenizer
 
+_SETTLE_S = 2.0
+"""How long a reply waits for the engine's account of a choice that a stop string ended."""
 _log = logging.getLogger("serving.delivery")
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -83,6 +87,7 @@ class Delivery:
         while self._open:
             for delta in await self._read(await call.take(None)):
                 deltas[delta.index].append(delta)
+        await self._settle()
         body = self._writer.body(self._answers, [merge(each) for each in deltas])
         await Response(body, media_type="application/json")(scope, receive, send)
 
@@ -103,10 +108,30 @@ class Delivery:
                     await self._send(send, data, more_body=True)
                 data = b""
                 pieces = await call.take(keep_alive)
+            if data and self._unsettled:
+                await self._send(send, data, more_body=True)
+                data = b""
+            await self._settle()
             data += self._writer.closing(self._answers) + DONE
         except RequestError as error:
             data += frame(errors.body(error)) + DONE
         await self._send(send, data, more_body=False)
+
+    @property
+    def _unsettled(self) -> list[Answer]:
+        """Those ended by a stop string, whose account the engine has not given yet, where that is to be shown."""
+        if not self._writer.shows_waits:
+            return []
+        return [answer for answer in self._answers if answer.stop is not None and answer.waits_s is None]
+
+    async def _settle(self) -> None:
+        """Wait for the engine's accounts; what does not come in time is not shown."""
+        chronicle = self._client.chronicle
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_S):
+                for answer in self._unsettled:
+                    await chronicle.settled(answer.rid)
+                    answer.waits_s = chronicle.waits_s(answer.rid)
 
     def _event(self, delta: TextDelta) -> bytes:
         return self._writer.event(self._answers[delta.index], delta)

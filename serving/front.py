@@ -1,6 +1,7 @@
 """What the routes share: the launch file, the engines, the collector, and the model's text side once it is there."""
 
 import asyncio
+import re
 import secrets
 import time
 from typing import TypeVar
@@ -16,6 +17,7 @@ from serving.protocol.fields import UnknownFields, decode_request
 from serving.text_side import TextSide
 
 _T = TypeVar("_T")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _BODY_PAUSE_S = 60.0
 """A client that sends nothing of its body for this long has stalled."""
 
@@ -50,21 +52,31 @@ class Front:
         return (text.ready.served_name, *self.config.model.aliases)
 
     def check_model(self, name: str | None, text: TextSide) -> str:
-        """The name to answer with; refuses names that are not served."""
-        names = self.served_names(text)
+        """The name to answer with; refuses names that are not served, alone or before an adapter's."""
         if name is None:
-            return names[0]
-        if name not in names and not self.config.serving.accept_any_model:
+            return self.served_names(text)[0]
+        known = name in self.served_names(text) or self.adapter(name, text) is not None
+        if not known and not self.config.serving.accept_any_model:
             raise model_not_found(name)
         return name
 
-    def origin(self, request: Request, text: TextSide, rid: str | None, prefix: str) -> Origin:
+    def adapter(self, name: str | None, text: TextSide) -> str | None:
+        """The adapter that ``name`` asks for, as ``model:adapter``; whether it is loaded, the engine knows."""
+        names = self.served_names(text)
+        model, _, adapter = (name or "").rpartition(":")
+        return adapter if adapter and model in names and name not in names else None
+
+    def origin(
+        self, request: Request, text: TextSide, rid: str | None, prefix: str, adapter: str | None = None
+    ) -> Origin:
         """Ids of a call: the client's where it gave one, else our own."""
         return Origin(
             group=rid or request.state.given_id or f"{prefix}-{secrets.token_hex(12)}",
             suffix=secrets.token_hex(4),
             defaults=text.defaults,
             limits=text.limits,
+            adapter=adapter,
+            trace=_traceparent(request.headers.get("traceparent")),
         )
 
     async def read(self, request: Request, kind: type[_T], unsupported: dict[str, tuple[object, ...]]) -> _T:
@@ -98,3 +110,8 @@ class Front:
             raise RequestError(408, "request_timeout", "The body did not arrive in time.") from None
         except ClientDisconnect:
             raise RequestError(400, "client_closed", "The client left.") from None
+
+
+def _traceparent(given: str | None) -> str | None:
+    """A header as W3C has it; anything else is as if there were none."""
+    return given if given is not None and _TRACEPARENT.fullmatch(given) else None

@@ -5,6 +5,7 @@ import gc
 import logging
 import socket
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 import uvicorn
@@ -15,10 +16,13 @@ from configs import gc_pauses, log
 from scheduler.start import FrontendStart, exit_with_parent, read_start
 from serving.app import build_app
 from serving.collector_link import CollectorLink
+from serving.collector_wire import ReplicaLoad
 from serving.engine_client import EngineClient
+from serving.engine_wire import Link as EngineLink
 from serving.link import Link
-from serving.protocol.collector import Health
-from serving.request_log import LoggedLink, RequestLog
+from serving.protocol.collector import Health, ReplicaHealth
+from serving.request_log import ListenedLink, Listener, RequestLog
+from serving.tracing import open_tracing
 
 KEEP_ALIVE_S: Final = 65
 """Longer than the idle time after which usual proxies close: it is theirs to end a connection."""
@@ -28,25 +32,76 @@ _LEAVE_POLL_S: Final = 0.05
 _LOG: Final = logging.getLogger(__name__)
 
 
-class Frontend:
-    """Passes on what the collector says: to the link, to the client, to the HTTP server."""
+class Links:
+    """The links of one frontend: of each replica the one to its newest life."""
 
-    def __init__(self, client: EngineClient, link: Link, server: uvicorn.Server) -> None:
+    def __init__(self, connect: Callable[[int, int], Link], replicas: int) -> None:
+        self._connect = connect
+        self._links = [connect(replica, 0) for replica in range(replicas)]
+        self._lives = [0] * replicas
+
+    def __iter__(self) -> Iterator[Link]:
+        return iter(self._links)
+
+    def life(self, replica: int) -> int:
+        """Which life of a replica the link leads to."""
+        return self._lives[replica]
+
+    def fail(self, replica: int, reason: str) -> None:
+        """The process at its other end is gone."""
+        self._links[replica].fail(reason)
+
+    def renew(self, replica: int, life: int) -> Link:
+        """A link to a newer life; the one before has failed."""
+        self._lives[replica] = life
+        self._links[replica] = self._connect(replica, life)
+        return self._links[replica]
+
+
+class Frontend:
+    """Passes on what the collector says: to the links, to the client, to the HTTP server."""
+
+    def __init__(
+        self, client: EngineClient, links: Links, listeners: Sequence[Listener], server: uvicorn.Server
+    ) -> None:
         self._client = client
-        self._link = link
+        self._links = links
+        self._listeners = listeners
         self._server = server
         self._leaving: asyncio.Task[None] | None = None
+        self._greetings: set[asyncio.Task[None]] = set()
 
-    def num_waiting(self) -> int:
-        """Requests without a terminal answer."""
-        return self._client.num_open
+    def num_waiting(self) -> list[int]:
+        """Requests without a terminal answer, of each replica."""
+        return self._client.open_by_replica()
 
     def health_changed(self, health: Health) -> None:
-        """Refuse new requests while draining; end all when the engine is dead."""
+        """Refuse new requests while draining; end those of engines that are gone, and all when there is no way back."""
         if health.state == "draining":
             self._client.drain()
         if health.state == "dead":
-            self._link.fail(health.reason)
+            self._client.end(health.reason)
+        for replica in health.replicas:
+            if health.state == "dead":
+                self._links.fail(replica.dp_rank, health.reason)
+            else:
+                self._follow(replica)
+        self._client.suspect(frozenset(one.dp_rank for one in health.replicas if one.state == "stuck"))
+
+    def loads_changed(self, loads: list[ReplicaLoad]) -> None:
+        """Replicas have reported."""
+        self._client.heard(loads)
+
+    def _follow(self, told: ReplicaHealth) -> None:
+        number, life = told.dp_rank, told.restarts
+        if told.state == "dead" or life > self._links.life(number):
+            self._links.fail(number, told.reason)
+        if life > self._links.life(number):
+            link = self._links.renew(number, life)
+            self._client.join(number, heard(link, self._listeners), life)
+            greeting = asyncio.create_task(link.greet())
+            self._greetings.add(greeting)
+            greeting.add_done_callback(self._greetings.discard)
 
     def freeze_gc(self) -> None:
         """Collect garbage, and let no later collection look at what is left (document: M-19)."""
@@ -70,14 +125,29 @@ class Frontend:
         self._server.should_exit = True
 
 
+def heard(link: EngineLink, listeners: Sequence[Listener]) -> EngineLink:
+    """A link whose requests the listeners hear of."""
+    for listener in listeners:
+        link = ListenedLink(link, listener)
+    return link
+
+
 async def serve(start: FrontendStart) -> None:
     """Until the collector asks to leave, or a signal."""
     context = zmq.asyncio.Context()
-    link = Link(context, start.endpoints, start.index)
+    parallel, level = start.config.parallel, start.config.observe.log_requests
+    links = Links(lambda replica, life: Link(context, start.endpoints, start.index, replica, life), parallel.replicas)
     collector = CollectorLink(context, start.endpoints, start.index)
-    log_requests = RequestLog(start.config.observe.log_requests)
-    logged = LoggedLink(link, log_requests) if start.config.observe.log_requests else link
-    client = EngineClient([logged], frontend=start.index, stats=collector.record, stories=collector.tell)
+    log_requests = RequestLog(level)
+    tracing = open_tracing(start.config.observe, start.config.model.name or start.name)
+    listeners: list[Listener] = [*([log_requests] if level else []), *([tracing] if tracing else [])]
+    client = EngineClient(
+        [heard(link, listeners) for link in links],
+        frontend=start.index,
+        stats=collector.record,
+        stories=collector.tell,
+        parallel=parallel,
+    )
     server = uvicorn.Server(
         uvicorn.Config(
             build_app(
@@ -96,14 +166,18 @@ async def serve(start: FrontendStart) -> None:
             timeout_graceful_shutdown=CLOSE_S,
         )
     )
-    frontend = Frontend(client, link, server)
-    await link.greet()
+    frontend = Frontend(client, links, listeners, server)
+    for link in links:
+        await link.greet()
     async with asyncio.TaskGroup() as tasks:
         listening = tasks.create_task(collector.run(frontend))
         await server.serve(sockets=[socket.socket(fileno=start.socket_fd)])
         listening.cancel()
-    link.close()
+    for link in links:
+        link.close()
     collector.close()
+    if tracing is not None:
+        tracing.close()
     context.term()
 
 

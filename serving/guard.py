@@ -37,6 +37,11 @@ ADMIN_PATHS = frozenset(
         "/continue_generation",
         "/freeze_gc",
         "/debug/state",
+        "/set_internal_state",
+        "/start_expert_distribution_record",
+        "/stop_expert_distribution_record",
+        "/dump_expert_distribution_record",
+        "/rebalance_experts",
     }
 )
 MAX_HEADERS = 256

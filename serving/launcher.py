@@ -2,7 +2,8 @@
 
 It binds the port before anything loads and hands the listening socket to every frontend, so that ``/livez``
 answers at once. The first process that dies takes the service with it: frontends are told, streams end with
-an error, and the launcher leaves with the reason. SIGTERM or Ctrl-C drains; a second one aborts.
+an error, and the launcher leaves with the reason. One of several engines is started again instead (``engines``).
+SIGTERM or Ctrl-C drains; a second one aborts.
 """
 
 import contextlib
@@ -17,19 +18,21 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Final
 
-import msgspec
 import zmq
+from msgspec import structs
 
 from configs import log
-from configs.env import engine_environment
 from configs.errors import ConfigError
 from configs.schema import EngineConfig
-from scheduler.commands import FAILED, Shutdown
-from scheduler.start import Endpoints, EngineStart, FrontendStart, frontend_id
+from scheduler.commands import PauseGeneration, Ready
+from scheduler.start import Endpoints, FrontendStart
 from serving.children import Child, spawn
 from serving.collector import Collector
+from serving.engines import MAX_RESTARTS, Engines
 from serving.metrics import Metrics
 from serving.startup import Display, display
+from serving.tracing import check_tracing
+from serving.vitals import stage_of
 
 ENGINE_MODULE: Final = "scheduler.main"
 FRONTEND_MODULE: Final = "serving.frontend"
@@ -42,21 +45,19 @@ ABORT_GRACE_S: Final = 5.0
 """Between asking a process to go and killing it."""
 LAST_WORDS_S: Final = 0.3
 _TICK_S: Final = 1.0
-LAUNCHER: Final = 9999
-"""The launcher's ``Origin``: a number that no frontend has."""
 
 
 @dataclass(slots=True, frozen=True)
 class Family:
     """The child processes."""
 
-    engine: Child
+    engines: Engines
     frontends: tuple[Child, ...]
 
     @property
     def members(self) -> tuple[Child, ...]:
-        """All of them, the engine first."""
-        return (self.engine, *self.frontends)
+        """All of them, the engines first."""
+        return (*self.engines.children, *self.frontends)
 
     @property
     def alive(self) -> tuple[Child, ...]:
@@ -73,26 +74,27 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
     """Serve until a signal or a death; returns the exit code of the process.
 
     Raises:
-      ConfigError: the address cannot be bound.
+      ConfigError: the address cannot be bound, or what the launch file asks for is not installed.
     """
     log.configure(config.observe, "launcher")
+    check_tracing(config.observe)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(bind(config.serving.host, config.serving.port))
         endpoints = Endpoints(stack.enter_context(tempfile.TemporaryDirectory(prefix="radjax-")))
         signals = stack.enter_context(caught_signals())
         context: zmq.Context[zmq.SyncSocket] = stack.enter_context(zmq.Context())
         metrics = make_metrics(config, name)
-        collector = Collector(context, endpoints, metrics, config.serving.workers)
+        collector = Collector(context, endpoints, metrics, config.serving.workers, config.parallel.replicas)
         stack.callback(collector.close)
-        family = _start(config, name, engine_module, endpoints, listener)
+        engines = Engines(config, name, endpoints, engine_module, context)
+        stack.callback(engines.close)
+        # frontends first: they answer /livez while the engines load
+        family = Family(engines, _frontends(config, name, endpoints, listener))
         stack.callback(_end, family)
+        engines.start_first()
         shown = display()
         stack.callback(shown.close)
-        engine = stack.enter_context(context.socket(zmq.DEALER))
-        engine.set(zmq.IDENTITY, frontend_id(LAUNCHER))
-        engine.set(zmq.LINGER, 0)
-        engine.connect(endpoints.engine(0))
-        return Launcher(config, family, collector, engine, signals, shown, url_of(listener)).run()
+        return Launcher(config, family, collector, signals, shown, url_of(listener)).run()
 
 
 def make_metrics(config: EngineConfig, name: str) -> Metrics | None:
@@ -100,7 +102,7 @@ def make_metrics(config: EngineConfig, name: str) -> Metrics | None:
     if not config.observe.metrics:
         return None
     labels = {"model_name": config.model.name or name, "engine_type": "unified"}
-    return Metrics(labels, config.observe.metrics_alias, ranked=config.parallel.replicas > 1)
+    return Metrics(labels, config.observe.metrics_alias, replicas=config.parallel.replicas)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -163,7 +165,6 @@ class Launcher:
         config: EngineConfig,
         family: Family,
         collector: Collector,
-        engine: "zmq.SyncSocket",
         signals: socket.socket,
         shown: Display,
         url: str,
@@ -171,11 +172,15 @@ class Launcher:
         self._config = config
         self._family = family
         self._collector = collector
-        self._engine = engine
+        self._engines = family.engines
         self._signals = signals
         self._display = shown
         self._url = url
         self._asked = 0
+        self._restarting: set[int] = set()
+        """Engines that were started again and do not serve yet."""
+        self._buried: set[int] = set()
+        """Dead engines of which the frontends have heard."""
         self._announced = False
         self._shown_progress = collector.last_progress
         self._poller = zmq.Poller()
@@ -184,8 +189,42 @@ class Launcher:
 
     def run(self) -> int:
         """Until a signal or a death; every child is gone, or about to be killed, afterwards."""
-        self._turn_until(lambda: self._asked > 0 or bool(self._family.dead))
-        return self._drain() if self._asked else self._fail(self._family.dead)
+        self._turn_until(lambda: self._asked > 0 or bool(self._mend()))
+        return self._drain() if self._asked else self._fail(self._mend())
+
+    def _mend(self) -> tuple[Child, ...]:
+        """Start the engines that are to follow, now or again; the dead processes that end the service."""
+        first, now_s = self._collector.readies.get(0), time.monotonic()
+        if first is not None:
+            self._engines.start_others(first)
+        for replica in self._restarting & set(self._collector.readies):
+            self._restarting.discard(replica)
+            self._say(f"engine {replica} serves again")
+            if self._collector.vitals.paused:
+                self._engines.send(replica, PauseGeneration(call="launcher", mode="in_place"))
+        fatal = [child for child in self._family.frontends if not child.alive]
+        for replica, child in self._engines.dead.items():
+            if self._collector.ready is not None and self._engines.may_restart(replica, now_s):
+                self._restart(replica, child, self._collector.ready)
+            else:
+                fatal.append(child)
+        return tuple(fatal)
+
+    def _restart(self, replica: int, child: Child, alike: Ready) -> None:
+        said = self._collector.failures.get(replica)
+        how = f"the {child.name} process {child.last_words}" + (f": {said}" if said else "")
+        self._say(f"{how}; it is started again")
+        self._collector.lost(replica, how)
+        self._engines.restart(replica, alike, time.monotonic())
+        self._collector.begun(replica)
+        self._restarting.add(replica)
+
+    def _bury(self) -> None:
+        """While the service drains, a dead engine stays dead; the frontends hear of it."""
+        for replica, child in self._engines.dead.items():
+            if replica not in self._buried:
+                self._buried.add(replica)
+                self._collector.lost(replica, f"the {child.name} process {child.last_words}")
 
     def _drain(self) -> int:
         """Let what runs finish, then go. A second signal, or the time limit, ends it."""
@@ -194,13 +233,16 @@ class Launcher:
         self._collector.vitals.drain()
         self._collector.tell()
         self._collector.leave(limit_s + ABORT_GRACE_S)
-        engine, frontends = self._family.engine, self._family.frontends
-        self._turn_until(
-            lambda: self._asked > 1 or not engine.alive or not any(child.alive for child in frontends), limit_s
-        )
-        if not engine.alive and any(child.alive for child in frontends):
-            return self._fail((engine,))
-        self._shut_down()  # it ends what still runs, and the frontends tell their clients
+        engines, frontends = self._engines, self._family.frontends
+
+        def drained() -> bool:
+            self._bury()
+            return self._asked > 1 or not engines.alive or not any(child.alive for child in frontends)
+
+        self._turn_until(drained, limit_s)
+        if not engines.alive and any(child.alive for child in frontends):
+            return self._fail(engines.children)
+        engines.shut_down(self._collector.vitals.serving)  # what still runs ends, and the frontends tell their clients
         self._turn_until(lambda: not self._family.alive, ABORT_GRACE_S)
         self._dismiss()
         return 0
@@ -222,24 +264,27 @@ class Launcher:
             child.terminate()
         self._turn_until(lambda: not self._family.alive, ABORT_GRACE_S)
 
-    def _shut_down(self) -> None:
-        """Ask the engine to end every request and leave; one that still loads does not listen and is stopped."""
-        if self._collector.ready is None:
-            self._family.engine.terminate()
-        else:
-            self._engine.send(msgspec.msgpack.encode(Shutdown()))
-
     def _how(self, child: Child) -> str:
-        when = "" if self._collector.ready else " before it was ready"
-        return f"the {child.name} process {child.last_words}{when}"
+        if not self._collector.ready:
+            return f"the {child.name} process {child.last_words} before it was ready"
+        often = f", although it was started again {MAX_RESTARTS} times in ten minutes" if self._worn_out(child) else ""
+        return f"the {child.name} process {child.last_words}{often}"
+
+    def _worn_out(self, child: Child) -> bool:
+        """Whether it is an engine that was started again in vain."""
+        return self._engines.count > 1 and child in self._engines.children
 
     def _why(self) -> str:
-        last = self._collector.last_progress
-        return f": {last.detail}" if last is not None and self._said_why() else ""
+        return "".join(f": {said}" for said in self._reasons)
 
     def _said_why(self) -> bool:
-        last = self._collector.last_progress
-        return last is not None and last.stage == FAILED
+        return bool(self._reasons)
+
+    @property
+    def _reasons(self) -> list[str]:
+        """What dead engines said last; the same words once."""
+        failures = self._collector.failures
+        return list(dict.fromkeys(failures[replica] for replica in self._engines.dead if replica in failures))
 
     def _turn_until(self, done: Callable[[], bool], limit_s: float | None = None) -> None:
         """Serve the sockets until ``done()`` or the time limit; at least one turn."""
@@ -251,7 +296,8 @@ class Launcher:
             left_s = _TICK_S if deadline is None else min(_TICK_S, deadline - time.monotonic())
             if done() or left_s <= 0:
                 return
-            self._poller.poll(max(1, round(left_s * 1000)))
+            patience_s = self._collector.patience_s
+            self._poller.poll(max(1, round(1000 * (left_s if patience_s is None else min(left_s, patience_s)))))
 
     def _take_signals(self) -> None:
         with contextlib.suppress(BlockingIOError):
@@ -261,30 +307,33 @@ class Launcher:
         progress, ready = self._collector.last_progress, self._collector.ready
         if progress is not None and progress != self._shown_progress and not self._announced:
             self._shown_progress = progress
-            self._display.progress(progress)
+            self._display.progress(structs.replace(progress, stage=stage_of(progress)))
         if ready is not None and not self._announced:
             self._announced = True
-            self._display.ready(ready, self._url)
+            banner = [*ready.banner, *self._about_replicas()]
+            self._display.ready(structs.replace(ready, banner=banner), self._url)
+
+    def _about_replicas(self) -> list[str]:
+        parallel = self._config.parallel
+        if parallel.replicas == 1:
+            return []
+        rule = "prefix" if parallel.placement == "auto" else parallel.placement
+        return [f"{'replicas':<16} {parallel.replicas}, each as above, one process each; requests are placed by {rule}"]
 
     def _say(self, text: str) -> None:
         self._display.close()
         print(f"radjax: {text}", file=sys.stderr, flush=True)
 
 
-def _start(
-    config: EngineConfig, name: str, engine_module: str, endpoints: Endpoints, listener: socket.socket
-) -> Family:
-    """Frontends first: they answer ``/livez`` while the engine loads."""
+def _frontends(config: EngineConfig, name: str, endpoints: Endpoints, listener: socket.socket) -> tuple[Child, ...]:
+    """Start every frontend on the listening socket."""
     descriptor = listener.fileno()
     os.set_inheritable(descriptor, True)
     starts = [
         FrontendStart(config=config, name=name, endpoints=endpoints, index=index, socket_fd=descriptor)
         for index in range(config.serving.workers)
     ]
-    frontends = tuple(spawn(f"frontend {start.index}", FRONTEND_MODULE, start, (descriptor,)) for start in starts)
-    first = EngineStart(config=config, name=name, endpoints=endpoints)
-    engine = spawn("engine", engine_module, first, environment=engine_environment())
-    return Family(engine, frontends)
+    return tuple(spawn(f"frontend {start.index}", FRONTEND_MODULE, start, (descriptor,)) for start in starts)
 
 
 def _heard(number: int, frame: FrameType | None) -> None:

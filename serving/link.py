@@ -12,7 +12,7 @@ import zmq.asyncio
 
 from scheduler.commands import Command, Message
 from scheduler.start import Endpoints, frontend_id
-from serving.engine_client import EngineGone
+from serving.engine_wire import EngineGone
 
 MAX_MESSAGE_BYTES: Final = 256 * 2**20
 MAX_WAITING: Final = 65_536
@@ -23,7 +23,9 @@ MAX_BURST: Final = 16
 class Link:
     """One engine, seen from frontend ``index``. Belongs to one event loop."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoints: Endpoints, index: int, replica: int = 0) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, endpoints: Endpoints, index: int, replica: int = 0, life: int = 0
+    ) -> None:
         self.undecodable = 0
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -40,7 +42,7 @@ class Link:
             (zmq.RECONNECT_IVL, 50),
         ):
             self._socket.set(option, value)
-        self._socket.connect(endpoints.engine(replica))
+        self._socket.connect(endpoints.engine(replica, life))
 
     async def greet(self) -> None:
         """Make this frontend known; the engine answers with its newest Progress or Ready."""
@@ -76,7 +78,7 @@ class Link:
             self._pending.cancel()
 
     def close(self) -> None:
-        """Close the socket at once."""
+        """Close the socket at once; may be called twice."""
         self._socket.close(linger=0)
 
     async def _next(self) -> bytes:
@@ -96,4 +98,5 @@ class Link:
         try:
             return await self._socket.recv(zmq.NOBLOCK)
         except zmq.Again:
+            self.close()
             raise EngineGone(self._gone) from None

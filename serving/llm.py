@@ -118,6 +118,13 @@ class LLM:
           ConfigError: the launch file or the model does not work on this machine.
         """
         config, name = _configuration(model, overrides)
+        if config.parallel.replicas > 1:
+            raise ConfigError(
+                "one process runs one engine",
+                key="parallel.replicas",
+                value=config.parallel.replicas,
+                suggestion="leave it at 1, or start a service with radjax serve",
+            )
         channel = LocalChannel()
         self._client = channel.client(_ORIGIN)
         self._running = open_engine(config, name, channel, on_progress)

@@ -31,16 +31,17 @@ class Metrics:
     Args:
         labels: on every sample: ``model_name`` and ``engine_type`` (document: M-2).
         alias: whose names are given beside ours.
-        ranked: whether there are several engines; ``dp_rank`` tells them apart.
+        replicas: how many engines there are; where there are several ``dp_rank`` tells them apart.
     """
 
-    def __init__(self, labels: Mapping[str, str], alias: AliasName = "none", *, ranked: bool = False) -> None:
+    def __init__(self, labels: Mapping[str, str], alias: AliasName = "none", *, replicas: int = 1) -> None:
         self._labels = dict(labels)
-        self._engines = EngineFigures(labels, ranked=ranked)
+        self._replicas = replicas
+        self._engines = EngineFigures(labels, ranked=replicas > 1)
         self._requests = RequestFigures(labels)
         self._http = HttpFigures(labels)
         self._waits = WaitFigures(labels)
-        self._serving = False
+        self._serving: set[int] = set()
         self._sources: tuple[Source, ...] = (self._engines, self._requests, self._http, self._waits)
         self._registry = CollectorRegistry()
         self._registry.register(_Exposition(self._families, alias))
@@ -62,26 +63,35 @@ class Metrics:
             case Told():
                 self._waits.told(report.story)
             case Ready():
-                self._serving = True
+                self._serving.add(report.replica)
                 self._engines.ready(report)
             case Progress():
                 pass
 
-    def gone(self) -> None:
-        """An engine has died: no gauge of it remains."""
-        self._serving = False
-        self._engines.gone()
+    def gone(self, replica: int) -> None:
+        """An engine has died, and may be started again: no gauge of it remains, its counters stay."""
+        self._serving.discard(replica)
+        self._engines.gone(replica)
+
+    def over(self) -> None:
+        """The service ends: so do all gauges of engines."""
+        self._serving.clear()
+        self._engines.over()
 
     def render(self) -> bytes:
         """The text exposition format (``text/plain; version=0.0.4``)."""
         return generate_latest(self._registry)
 
     def _families(self) -> list[Family]:
-        serving = [Sample(self._labels, float(self._serving))]
+        serving = [self._served(replica) for replica in range(self._replicas)]
         found = [Family("serving", "gauge", "1 while the engine serves.", serving)]
         for source in self._sources:
             found += source.families()
         return found
+
+    def _served(self, replica: int) -> Sample:
+        rank = {"dp_rank": str(replica)} if self._replicas > 1 else {}
+        return Sample({**self._labels, **rank}, float(replica in self._serving))
 
 
 class _Exposition(Collector):

@@ -1,6 +1,8 @@
 """The names under which other servers give the same figures, for dashboards and routers that know only those.
 
-Types and meaning are theirs; bounds of histograms are ours. Counters stand without ``_total``, as they are declared.
+Types and meaning are theirs; bounds of histograms are ours, with those among them that their dashboards ask for.
+Counters stand without ``_total``, as they are declared. Names that they have given up are there for as long as
+dashboards of older releases read them.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,20 +19,22 @@ class Alias(NamedTuple):
     """One name of another server.
 
     ``labels`` are those beside the ones that all its names have, each from one of ours; where ``values`` is given, only
-    samples whose first such label has one of these values are taken, under the value given for it.
+    samples whose first such label has one of these values are taken, under the value given for it. Samples of the
+    endpoints in ``without`` are left out.
     """
 
     name: str
     stem: str
     labels: Mapping[str, str] = NOTHING
     values: Mapping[str, str] = NOTHING
+    without: frozenset[str] = frozenset()
 
 
 def sglang() -> tuple[Alias, ...]:
     """SGLang's names: with few exceptions our stems are theirs."""
     streaming = {"is_streaming": "is_streaming"}
     exchange = {"endpoint": "endpoint", "method": "method"}
-    cached = {source: source for source in ("device", "host", "storage")}
+    cached = {"device": "device", "host": "host", "storage": "storage_file"}
     modes = {"computed": "input", **{source: f"{source}_hit" for source in cached}}
     return (
         *(Alias(f"sglang:{stem}", stem) for stem in _SGLANG_PLAIN),
@@ -50,9 +54,11 @@ def vllm() -> tuple[Alias, ...]:
     """The names of vLLM, and those of the HTTP instrumentation that it uses."""
     external = "external_kv_transfer"
     sources = {"computed": "local_compute", "device": "local_cache_hit", "host": external, "storage": external}
+    waiting = {"capacity": "capacity", "storage": "deferred"}
     ends = {outcome: outcome for outcome in ("stop", "length", "abort", "error")}
     return (
         *(Alias(f"vllm:{name}", stem) for name, stem in _VLLM_PLAIN.items()),
+        Alias("vllm:num_requests_waiting_by_reason", "num_queue_reqs_by_cause", {"reason": "cause"}, waiting),
         Alias("vllm:prompt_tokens_by_source", "prompt_tokens_by_source", {"source": "source"}, sources),
         Alias("vllm:request_success", "num_requests", {"finished_reason": "outcome"}, ends),
         Alias("vllm:admission_rejections", "num_rejected_requests", {"reason": "reason"}),
@@ -64,11 +70,13 @@ def vllm() -> tuple[Alias, ...]:
             "http_responses",
             {"status": "status_code", "handler": "endpoint", "method": "method"},
             {str(status): f"{status // 100}xx" for status in range(100, 600)},
+            _VLLM_PROBES,
         ),
         Alias(
             "http_request_duration_seconds",
             "http_request_duration_seconds",
             {"handler": "endpoint", "method": "method"},
+            without=_VLLM_PROBES,
         ),
     )
 
@@ -92,7 +100,12 @@ def aliased(families: Iterable[Family], server: AliasName) -> Iterator[tuple[str
 def _taken(alias: Alias, family: Family) -> Iterator[Sample]:
     """The samples that an alias is made of."""
     first = next(iter(alias.labels.values()), "")
-    return (sample for sample in family.samples if not alias.values or sample.labels.get(first) in alias.values)
+    return (
+        sample
+        for sample in family.samples
+        if (not alias.values or sample.labels.get(first) in alias.values)
+        and sample.labels.get("endpoint") not in alias.without
+    )
 
 
 def _extra(alias: Alias, labels: Labels) -> Labels:
@@ -101,7 +114,8 @@ def _extra(alias: Alias, labels: Labels) -> Labels:
 
 def _sglang_base(labels: Labels) -> Labels:
     names = ("model_name", "engine_type", "tp_rank", "pp_rank", "dp_rank")
-    return {name: labels[name] for name in names if name in labels}
+    ranks = {"moe_ep_rank": "0"} if "tp_rank" in labels else {}
+    return {**{name: labels[name] for name in names if name in labels}, **ranks}
 
 
 def _vllm_base(labels: Labels) -> Labels:
@@ -124,6 +138,8 @@ _SGLANG_STREAMING: Final = (
     *("prompt_tokens", "generation_tokens", "num_requests"),
     *("time_to_first_token_seconds", "e2e_request_latency_seconds"),
 )
+_VLLM_PROBES: Final = frozenset({"/metrics", "/health", "/load", "/ping", "/version", "/server_info"})
+"""Endpoints that its HTTP figures leave out."""
 _VLLM_PLAIN: Final[Mapping[str, str]] = MappingProxyType(
     {
         "num_requests_running": "num_running_reqs",
@@ -131,6 +147,8 @@ _VLLM_PLAIN: Final[Mapping[str, str]] = MappingProxyType(
         "kv_cache_usage_perc": "token_usage",
         "prefix_cache_queries": "prefix_cache_queries",
         "prefix_cache_hits": "prefix_cache_hits",
+        "external_prefix_cache_queries": "tier_queries",
+        "external_prefix_cache_hits": "tier_hits",
         "num_preemptions": "num_retracted_requests",
         "prompt_tokens": "prompt_tokens",
         "prompt_tokens_cached": "cached_tokens",
@@ -150,5 +168,9 @@ _VLLM_PLAIN: Final[Mapping[str, str]] = MappingProxyType(
         "request_params_max_tokens": "request_params_max_tokens",
         "request_num_preemptions": "request_num_retractions",
         "iteration_tokens_total": "iteration_tokens",
+        "gpu_cache_usage_perc": "token_usage",
+        "gpu_prefix_cache_queries": "prefix_cache_queries",
+        "gpu_prefix_cache_hits": "prefix_cache_hits",
+        "time_per_output_token_seconds": "inter_token_latency_seconds",
     }
 )

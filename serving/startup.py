@@ -31,13 +31,13 @@ class PlainDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._stage = ""
+        self._stages: set[str] = set()
 
     def progress(self, progress: Progress) -> None:
         """A line for a new stage and for its end."""
-        if progress.stage == self._stage and progress.done < progress.total:
+        if progress.stage in self._stages and progress.done < progress.total:
             return
-        self._stage = progress.stage
+        self._stages.add(progress.stage)
         count = f" {progress.done}/{progress.total}" if progress.total else ""
         detail = f" ({progress.detail})" if progress.detail else ""
         self._line(f"{progress.stage}{count}{detail}")

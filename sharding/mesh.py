@@ -1,5 +1,7 @@
 """The device mesh, and what the hardware offers."""
 
+from math import prod
+
 import jax
 import numpy as np
 import psutil
@@ -7,13 +9,13 @@ from jax.sharding import AxisType, Mesh
 
 from configs.errors import ConfigError
 from configs.schema import HardwareFacts, Parallel
-from sharding.axes import MESH_AXES
+from sharding.axes import MESH_AXES, MODEL_AXES
 
 
 def prepare_devices(parallel: Parallel) -> None:
     """Make a CPU show as many devices as the mesh needs; must run before any array exists."""
-    if parallel.tensor > 1:
-        jax.config.update("jax_num_cpu_devices", parallel.tensor)
+    if parallel.devices > 1:
+        jax.config.update("jax_num_cpu_devices", parallel.devices)
 
 
 def build_mesh(parallel: Parallel) -> Mesh:
@@ -23,20 +25,20 @@ def build_mesh(parallel: Parallel) -> Mesh:
       ConfigError: fewer devices than the sizes ask for.
     """
     sizes = (1, parallel.stages, parallel.expert, parallel.tensor)
-    wanted, devices = int(np.prod(sizes)), jax.devices()
+    wanted, devices = parallel.devices, jax.devices()
     if wanted > len(devices):
         raise ConfigError(
-            f"the mesh needs {wanted} devices and there are {len(devices)}",
-            key="parallel.tensor",
-            value=parallel.tensor,
-            suggestion=f"at most {len(devices)}",
+            f"stages × expert × tensor = {parallel.stages} × {parallel.expert} × {parallel.tensor} needs {wanted} "
+            f"devices, and there are {len(devices)}",
+            key="parallel",
+            suggestion=f"at most {len(devices)} in all",
         )
     return Mesh(np.array(devices[:wanted]).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def tensor_size(mesh: Mesh) -> int:
-    """Number of shards on the ``tensor`` axis."""
-    return mesh.shape["tensor"]
+def model_shards(mesh: Mesh) -> int:
+    """Number of shards of what is not an expert: heads, vocabulary, dense feed-forward."""
+    return prod(mesh.shape[axis] for axis in MODEL_AXES)
 
 
 def hardware_facts() -> HardwareFacts:

@@ -68,6 +68,7 @@ def generates(draw: st.DrawFn, rid: str, vocab_size: int, pressed: bool) -> Gene
         stream=draw(st.booleans()),
         extra_key=draw(st.sampled_from([None, None, None, "a", ""])),
         cache_salt=draw(st.sampled_from([None, None, None, "a"])),
+        adapter=draw(st.sampled_from([None, None, None, "a"])),
         routing_key=draw(st.sampled_from([None, None, "x", "y"])),
     )
 
@@ -119,5 +120,6 @@ def workloads(draw: st.DrawFn) -> Workload:
         defer_shared_tokens=draw(st.sampled_from([0, 1, 3])),
         conservativeness=0.01 if pressed else draw(st.sampled_from([0.01, 1.0])),
         check="every_step",
+        adapters=("a",),
     )
     return Workload(ladders, settings, script, requests)

@@ -4,8 +4,8 @@ import jax
 from flax import nnx
 
 from model.kv_pool import Pool
-from model.layers.attention import Attend, Attention
-from model.layers.block import run_block
+from model.layers.attention import Attention
+from model.layers.block import Backends, BlockOutput, Decoded, run_block
 from model.layers.linear import matmul
 from model.layers.mlp import GatedMLP
 from model.layers.norm import RMSNorm
@@ -27,12 +27,12 @@ class Gemma3Block(nnx.Module):
         self.after_mlp_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
 
     def __call__(
-        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: tuple[jax.Array, jax.Array], attend: Attend
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """``x`` float32[T, hidden] after the layer, and the layer's new K and V arrays."""
-        attended = self.attention(self.attention_norm(x), cos, sin, pool, attend)
+        self, x: jax.Array, cos: jax.Array, sin: jax.Array, pool: tuple[jax.Array, jax.Array], through: Backends
+    ) -> BlockOutput:
+        """The layer applied to ``x`` float32[T, hidden]."""
+        attended = self.attention(self.attention_norm(x), cos, sin, pool, through.attend)
         x = x + self.after_attention_norm(attended.out)
-        return x + self.after_mlp_norm(self.mlp(self.mlp_norm(x))), attended.k, attended.v
+        return BlockOutput(x + self.after_mlp_norm(self.mlp(self.mlp_norm(x))), attended.k, attended.v)
 
 
 class Gemma3(nnx.Module):
@@ -47,7 +47,7 @@ class Gemma3(nnx.Module):
         self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
         self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
 
-    def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, attend: Attend) -> tuple[jax.Array, Pool]:
+    def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool.
 
         ``turns`` are the rotations of the layers that see everything and, last, those of the sliding layers.
@@ -57,8 +57,8 @@ class Gemma3(nnx.Module):
         for i, block in enumerate(self.blocks):
             cos, sin = turns[-1] if block.attention.window else turns[0]
             graph, values = nnx.split(block)
-            x, ks[i], vs[i] = run_block(graph, values, x, cos, sin, ks[i], vs[i], attend)
-        return self.final_norm(x), Pool(tuple(ks), tuple(vs))
+            x, ks[i], vs[i], _ = run_block(graph, values, x, cos, sin, ks[i], vs[i], through)
+        return Decoded(self.final_norm(x), Pool(tuple(ks), tuple(vs)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32[R, vocab] from hidden states of the rows."""

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-from sharding.axes import partition
+from sharding.axes import MODEL_AXES, partition
+from sharding.mesh import model_shards
 
 
 def gather_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -20,12 +21,12 @@ def embed(table: jax.Array, ids: jax.Array, mesh: Mesh) -> jax.Array:
 
     def local(shard: jax.Array, ids: jax.Array) -> jax.Array:
         size = shard.shape[0]
-        at = ids - jax.lax.axis_index("tensor") * size
+        at = ids - jax.lax.axis_index(MODEL_AXES) * size
         inside = (at >= 0) & (at < size)
         rows = gather_rows(shard, jnp.where(inside, at, 0))
-        return jax.lax.psum(jnp.where(inside[:, None], rows, 0.0), "tensor")
+        return jax.lax.psum(jnp.where(inside[:, None], rows, 0.0), MODEL_AXES)
 
-    if mesh.shape["tensor"] == 1:
+    if model_shards(mesh) == 1:
         return gather_rows(table, ids)
     return jax.shard_map(
         local, mesh=mesh, in_specs=(partition(("vocab", None)), PartitionSpec()), out_specs=PartitionSpec()

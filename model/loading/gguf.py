@@ -51,6 +51,29 @@ _GEMMA3_LAYER = _LAYER | {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_QWEN_LAYER = _LAYER | {
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.{}.gate_proj",
+    "ffn_up_exps": "mlp.experts.{}.up_proj",
+    "ffn_down_exps": "mlp.experts.{}.down_proj",
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
+"""``{}`` stands for an expert; the file has all experts of a layer in one tensor."""
+_MIXTRAL_LAYER = _LAYER | {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.{}.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.{}.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.{}.w2",
+}
+_LAYERS = {
+    "gemma3": _GEMMA3_LAYER,
+    "qwen2moe": _QWEN_LAYER,
+    "qwen3moe": _QWEN_LAYER,
+    "mixtral": _MIXTRAL_LAYER,
+}
 _NAME = re.compile(r"(?:blk\.(\d{1,6})\.)?([a-z_]+)\.(weight|bias)")
 _IGNORED = frozenset({"rope_freqs.weight"})
 """Not weights: the file's way of writing Llama 3's rope scaling, which config.json has instead."""
@@ -64,7 +87,7 @@ _PIECE = 131_072
 class GgufCheckpoint:
     """The tensors of ``model.gguf`` in a model folder."""
 
-    __slots__ = ("_file", "_folded", "_heads", "_stored_names")
+    __slots__ = ("_file", "_folded", "_heads", "_places")
 
     def __init__(self, folder: Path) -> None:
         """Read the header.
@@ -74,42 +97,62 @@ class GgufCheckpoint:
         """
         self._file = open_gguf(folder / GGUF)
         self._heads = _permuted_heads(self._file)
-        kind = self._file.text("general.architecture")
+        kind = family(self._file)
         # the converter folds into the norms what Gemma adds to them
         self._folded = kind == "gemma3"
-        self._stored_names = {
-            hugging_face_name(self._file.path, name, kind): name for name in self._file.tensors if name not in _IGNORED
+        self._places = {
+            place: at
+            for name in self._file.tensors
+            if name not in _IGNORED
+            for place, at in _places(self._file, name, hugging_face_name(self._file.path, name, kind))
         }
 
     def names(self) -> Sequence[str]:
         """Hugging Face names."""
-        return tuple(self._stored_names)
+        return tuple(self._places)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape, rows first."""
-        return self._file.tensors[self._stored_name(name)].shape
+        stored, expert = self._place(name)
+        shape = self._file.tensors[stored].shape
+        return shape if expert is None else shape[1:]
 
     def read(self, name: str) -> NDArray[Any]:
         """Dequantise one tensor to float32; bfloat16 and float16 stay as they are."""
-        stored = self._stored_name(name)
-        tensor = self._file.tensors[stored]
+        stored, expert = self._place(name)
+        tensor, shape = self._file.tensors[stored], self.shape(name)
         blocks = self._file.blocks(stored)
+        if expert is not None:
+            blocks = blocks.reshape(tensor.shape[0], -1, blocks.shape[-1])[expert]
         heads = self._heads.get(stored.split(".")[-2])
         if heads:
-            blocks = _unpermuted(blocks, tensor.shape[0], heads)
+            blocks = _unpermuted(blocks, shape[0], heads)
         if tensor.type in _STORED:
-            values = np.ascontiguousarray(blocks).reshape(-1).view(_STORED[tensor.type]).reshape(tensor.shape)
+            values = np.ascontiguousarray(blocks).reshape(-1).view(_STORED[tensor.type]).reshape(shape)
             return values.astype(np.float32) - 1 if self._folded and name.endswith("norm.weight") else values
-        return _dequantised(blocks, tensor.type).reshape(tensor.shape)
+        return _dequantised(blocks, tensor.type).reshape(shape)
 
-    def _stored_name(self, name: str) -> str:
-        if name not in self._stored_names:
+    def _place(self, name: str) -> tuple[str, int | None]:
+        if name not in self._places:
             raise ConfigError(f"{self._file.path} has no tensor for {name}", key="model.source")
-        return self._stored_names[name]
+        return self._places[name]
+
+
+def family(file: GgufFile) -> str:
+    """The file's architecture; llama.cpp has no name of its own for Mixtral, a llama with experts."""
+    kind = file.text("general.architecture")
+    return "mixtral" if kind == "llama" and file.number("llama.expert_count", 0) else kind
+
+
+def _places(file: GgufFile, stored: str, name: str) -> list[tuple[str, tuple[str, int | None]]]:
+    """Hugging Face names of what a tensor holds: its own, or one for each expert."""
+    if "{}" not in name:
+        return [(name, (stored, None))]
+    return [(name.format(expert), (stored, expert)) for expert in range(file.tensors[stored].shape[0])]
 
 
 def hugging_face_name(path: Path, name: str, architecture: str = "llama") -> str:
-    """``blk.3.attn_q.weight`` → ``model.layers.3.self_attn.q_proj.weight``.
+    """``blk.3.attn_q.weight`` → ``model.layers.3.self_attn.q_proj.weight``; ``{}`` in it stands for each expert.
 
     Raises:
         ConfigError: there is no such tensor in the architectures that are supported.
@@ -119,7 +162,7 @@ def hugging_face_name(path: Path, name: str, architecture: str = "llama") -> str
         layer, part, kind = match.groups()
         if layer is None and part in _TOP:
             return f"{_TOP[part]}.{kind}"
-        parts = _GEMMA3_LAYER if architecture == "gemma3" else _LAYER
+        parts = _LAYERS.get(architecture, _LAYER)
         if layer is not None and part in parts:
             return f"model.layers.{layer}.{parts[part]}.{kind}"
     raise ConfigError(f"{path} has the tensor {name!r}, which no supported architecture uses", key="model.source")

@@ -12,6 +12,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from configs.errors import ConfigError
 from model.loading.gemma3_config import layer_kinds
+from model.loading.gguf import family
 from model.loading.gguf_file import GgufFile, TensorType
 from model.loading.gguf_sentencepiece import sentencepiece
 
@@ -20,6 +21,8 @@ _ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "gemma3": "Gemma3ForCausalLM",
+    "qwen2moe": "Qwen2MoeForCausalLM",
+    "qwen3moe": "Qwen3MoeForCausalLM",
 }
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -70,7 +73,7 @@ def config(file: GgufFile) -> dict[str, object]:
     hidden = int(file.number(f"{kind}.embedding_length"))
     head_dim = int(file.number(f"{kind}.attention.key_length", hidden // max(heads, 1)))
     return {
-        "architectures": [_ARCHITECTURES[kind]],
+        "architectures": ["MixtralForCausalLM" if family(file) == "mixtral" else _ARCHITECTURES[kind]],
         "model_type": kind,
         "hidden_size": hidden,
         "intermediate_size": int(file.number(f"{kind}.feed_forward_length")),
@@ -84,7 +87,28 @@ def config(file: GgufFile) -> dict[str, object]:
         "rope_parameters": {} if kind == "gemma3" else _rope(file, kind, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": _dtype(file),
-    } | (_gemma3(file, head_dim) if kind == "gemma3" else {})
+    } | (_gemma3(file, head_dim) if kind == "gemma3" else _experts(file, kind))
+
+
+def _experts(file: GgufFile, kind: str) -> dict[str, object]:
+    """What only mixtures have; sizes are those of the tensors, which every file has."""
+    count = int(file.number(f"{kind}.expert_count", 0))
+    if not count:
+        return {}
+    parts = {"ffn_gate_exps": "moe_intermediate_size", "ffn_gate_shexp": "shared_expert_intermediate_size"}
+    sizes: dict[str, object] = {}
+    dense: list[int] = []
+    for layer in range(int(file.number(f"{kind}.block_count"))):
+        found = {key: file.tensors.get(f"blk.{layer}.{part}.weight") for part, key in parts.items()}
+        sizes |= {key: tensor.shape[-2] for key, tensor in found.items() if tensor is not None}
+        dense += [layer] if found["moe_intermediate_size"] is None else []
+    return sizes | {
+        "num_experts": count,
+        "num_experts_per_tok": int(file.number(f"{kind}.expert_used_count")),
+        # llama.cpp knows it of the family, and no file says it
+        "norm_topk_prob": kind != "qwen2moe",
+        "mlp_only_layers": dense,
+    }
 
 
 def _gemma3(file: GgufFile, head_dim: int) -> dict[str, object]:

@@ -1,13 +1,15 @@
 """``config.json`` of a Hugging Face folder → ``ModelSpec``, or a clear refusal."""
 
 from dataclasses import replace
+from typing import Annotated
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 
 from configs.errors import ConfigError
 from model.loading import gemma3_config
 from model.loading.config_fields import Count, Positive, TokenIds
+from model.loading.experts_config import SPARSE, read_experts
 from model.loading.folder import ModelFolder, read_json
 from model.spec import Architecture, ModelSpec, RopeScaling
 
@@ -16,6 +18,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "MistralForCausalLM": "mistral",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
+    **SPARSE,
 }
 _UNSCALED = frozenset({None, "default", "none"})
 
@@ -63,7 +66,8 @@ class _Config(Struct, frozen=True):
     hidden_act: str = "silu"
     attention_bias: bool = False
     mlp_bias: bool = False
-    sliding_window: Count | None = None
+    qkv_bias: bool = True
+    sliding_window: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     use_sliding_window: bool = False
     quantization_config: dict[str, msgspec.Raw] | None = None
     dtype: str | None = None
@@ -116,10 +120,11 @@ def read_config(folder: ModelFolder) -> ModelSpec:
         rope_theta=config.rope_theta or rope.rope_theta or 10_000.0,
         rope_scaling=_scaling(str(path), rope),
         tie_embeddings=config.tie_word_embeddings,
-        qkv_bias=architecture == "qwen2",
-        qk_norm=architecture == "qwen3",
+        qkv_bias=architecture == "qwen2" or (architecture == "qwen2_moe" and config.qkv_bias),
+        qk_norm=architecture in ("qwen3", "qwen3_moe"),
         dtype=config.dtype or config.torch_dtype or "float32",
         eos_token_ids=_eos(folder, config.eos_token_id, config.vocab_size),
+        experts=read_experts(path, architecture),
     )
 
 
@@ -144,7 +149,7 @@ def _default_head_dim(architecture: Architecture, config: _Config) -> int:
 
 def _window(architecture: Architecture, config: _Config) -> int:
     """Mistral slides whenever a window is given, Qwen when it is also turned on, Llama never."""
-    slides = architecture == "mistral" or (architecture != "llama" and config.use_sliding_window)
+    slides = architecture in ("mistral", "mixtral") or (architecture != "llama" and config.use_sliding_window)
     return config.sliding_window if slides and config.sliding_window else config.max_position_embeddings
 
 

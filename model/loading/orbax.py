@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import msgspec
 from jax.sharding import NamedSharding
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from configs.errors import ConfigError
 from model.loading.folder import COMPANIONS, ORBAX, ModelFolder, model_folder, read_json
@@ -23,6 +23,8 @@ class Conversion(Struct, frozen=True):
 
     tensor: int
     """Shards of the tensor axis."""
+    expert: int = 1
+    """Shards of the expert axis, over which heads are dealt too."""
 
 
 def save(target: Path, source: ModelFolder, arrays: Mapping[str, jax.Array]) -> ModelFolder:
@@ -45,7 +47,7 @@ def save(target: Path, source: ModelFolder, arrays: Mapping[str, jax.Array]) -> 
         for name in COMPANIONS:
             if (source.path / name).is_file():
                 shutil.copyfile(source.path / name, staging / name)
-        conversion = Conversion(_shards(arrays))
+        conversion = _conversion(arrays)
         (staging / CONVERSION_FILE).write_bytes(msgspec.json.encode(conversion))
         with StandardCheckpointer() as checkpointer:
             checkpointer.save(staging / ORBAX, dict(arrays))
@@ -64,14 +66,16 @@ def restore(folder: ModelFolder, targets: Mapping[str, jax.ShapeDtypeStruct]) ->
     # Imported here: as above.
     from orbax.checkpoint import StandardCheckpointer
 
-    converted, wanted = read_json(folder.path / CONVERSION_FILE, Conversion).tensor, _shards(targets)
-    if converted != wanted:
-        raise ConfigError(
-            f"{folder.path} was converted for parallel.tensor {converted}",
-            key="parallel.tensor",
-            value=wanted,
-            suggestion="convert the model again with this launch file",
-        )
+    converted, wanted = read_json(folder.path / CONVERSION_FILE, Conversion), _conversion(targets)
+    for axis in ("expert", "tensor"):
+        there, here = structs.asdict(converted)[axis], structs.asdict(wanted)[axis]
+        if there != here:
+            raise ConfigError(
+                f"{folder.path} was converted for parallel.{axis} {there}",
+                key=f"parallel.{axis}",
+                value=here,
+                suggestion="convert the model again with this launch file",
+            )
     try:
         with StandardCheckpointer() as checkpointer:
             return checkpointer.restore((folder.path / ORBAX).absolute(), dict(targets))
@@ -84,7 +88,8 @@ def restore(folder: ModelFolder, targets: Mapping[str, jax.ShapeDtypeStruct]) ->
         ) from error
 
 
-def _shards(leaves: Mapping[str, jax.Array] | Mapping[str, jax.ShapeDtypeStruct]) -> int:
-    """Size of the tensor axis that the leaves are dealt over."""
-    shardings = [leaf.sharding for leaf in leaves.values()]
-    return max((s.mesh.shape.get("tensor", 1) for s in shardings if isinstance(s, NamedSharding)), default=1)
+def _conversion(leaves: Mapping[str, jax.Array] | Mapping[str, jax.ShapeDtypeStruct]) -> Conversion:
+    """The mesh that the leaves are dealt over."""
+    meshes = [leaf.sharding.mesh for leaf in leaves.values() if isinstance(leaf.sharding, NamedSharding)]
+    tensor, expert = (max((mesh.shape.get(axis, 1) for mesh in meshes), default=1) for axis in ("tensor", "expert"))
+    return Conversion(tensor, expert)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import msgspec
 import zmq
 
-from scheduler.kv_events import BlockRemoved, BlockStored, KVEvent
+from scheduler.kv_events import BlockRemoved, BlockStored, KVEvent, place_of
 from scheduler.kv_subscriber import CacheContent, Subscriber
 
 FAILED = 1
@@ -45,7 +45,7 @@ def _follow(subscriber: Subscriber, count: int | None, timeout_s: float | None, 
             for event in batch.events:
                 content.apply(event)
                 write(f"{number} {_describe(event)}")
-            held = ", ".join(f"{len(blocks)} on {medium}" for medium, blocks in sorted(content.blocks.items()))
+            held = ", ".join(f"{len(blocks)} on {place}" for place, blocks in sorted(_named(content).items()))
             write(f"{number} cache: {held or 'empty'}")
         seen += len(batches)
         if subscriber.lost > lost:
@@ -58,13 +58,21 @@ def _follow(subscriber: Subscriber, count: int | None, timeout_s: float | None, 
             return 0
 
 
+def _named(content: CacheContent) -> dict[str, set[int]]:
+    return {_name(*place): blocks for place, blocks in content.blocks.items()}
+
+
+def _name(medium: str, group: int | None) -> str:
+    return medium if group is None else f"{medium}, page group {group}"
+
+
 def _describe(event: KVEvent) -> str:
     match event:
         case BlockStored():
             parent = "the start" if event.parent_block_hash is None else f"{event.parent_block_hash:x}"
             hashes = " ".join(f"{page:x}" for page in event.block_hashes)
-            return f"stored on {event.medium} after {parent}, {len(event.token_ids)} tokens: {hashes}"
+            return f"stored on {_name(*place_of(event))} after {parent}, {len(event.token_ids)} tokens: {hashes}"
         case BlockRemoved():
-            return f"removed from {event.medium}: {' '.join(f'{page:x}' for page in event.block_hashes)}"
+            return f"removed from {_name(*place_of(event))}: {' '.join(f'{page:x}' for page in event.block_hashes)}"
         case _:
             return "all blocks cleared"

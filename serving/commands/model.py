@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs.env import process_environment
 from configs.load import load
+from configs.mesh_sizes import refuse_sizes
 from configs.resolve import cache_dir
 from configs.schema import EngineConfig, Model
 from model.loading.folder import ModelFolder
@@ -66,15 +67,17 @@ def _convert(config: EngineConfig, target: Path) -> int:
     # Imported here: seconds of jax that pull and list do not need.
     from model.loading.hf_config import read_config
     from model.loading.orbax import save
-    from model.registry import blueprint
+    from model.registry import blueprint, facts
     from model.weights import load_weights
-    from sharding.mesh import build_mesh, prepare_devices
+    from sharding.mesh import build_mesh, hardware_facts, prepare_devices
 
     folder = _fetch(config)
     prepare_devices(config.parallel)
     # Every platform's automatic choice is bfloat16.
     dtype = "bfloat16" if config.model.dtype == "auto" else config.model.dtype
-    model = blueprint(read_config(folder), build_mesh(config.parallel), dtype)
+    spec = read_config(folder)
+    refuse_sizes(config.parallel, facts(spec), hardware_facts().num_devices)
+    model = blueprint(spec, build_mesh(config.parallel), dtype)
     progress = _progress()
     arrays = load_weights(config.model, folder, model, lambda done, total: progress("loading weights", done, total))
     print(save(target, folder, arrays).path)

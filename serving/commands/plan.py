@@ -1,13 +1,14 @@
 """``radjax plan [TRACE]``: the server's own scheduler on a fake clock, with the step times of a machine.
 
 TRACE is a recording of a server, a file of JSON lines (docs/plan.md), or left out for a synthetic workload. A recording
-without --steps is run again exactly, its commands in their recorded turns.
+without --steps is run again exactly, its commands in their recorded turns. With --concurrency so many clients ask what
+TRACE holds, each again when it is answered, whenever that was recorded: for a load that waited for its answers.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -19,11 +20,12 @@ from configs.resolve import resolve
 from model.interface import Shapes
 from model.ladders import shapes_of
 from scheduler.assembly import Settings, settings_from
+from scheduler.commands import Generate
 from scheduler.figures import Figures, lines
 from scheduler.replay import ReplayError, arrivals, open_recording, play
 from scheduler.simulate import ClosedLoop, Source, Timeline, simulate
 from scheduler.step_times import StepClock, StepTable, read_table
-from scheduler.trace import Synthetic, TraceError, read_trace
+from scheduler.trace import Arrival, Synthetic, TraceError, read_trace
 
 
 class Report(Struct, frozen=True):
@@ -70,13 +72,16 @@ def launch(table: StepTable, overrides: list[str]) -> tuple[Shapes, Settings]:
 def _report(arguments: argparse.Namespace, trace: Path | None) -> Report:
     began = time.perf_counter()
     asked = _asked(arguments)
-    if trace is not None and asked:
-        flag = next(iter(asked)).replace("_", "-")
+    described = [name for name in asked if name != "concurrency"]
+    if trace is not None and described:
+        flag = described[0].replace("_", "-")
         raise ConfigError("describes a synthetic workload: leave it out, or leave out TRACE", key=f"--{flag}")
     recording = open_recording(trace) if trace is not None and is_recording(trace) else None
     if recording is not None and arguments.steps is None:
         if arguments.overrides:
             raise ConfigError("wants --steps: with other settings the recorded steps do not fit", where="--set")
+        if asked:
+            raise ConfigError("wants --steps: the recording knows when its requests came", key="--concurrency")
         replayed = play(recording)
         figures = replayed.meter.figures("recorded", time.perf_counter() - began)
         return Report(recording.header.settings, figures, replayed.compared)
@@ -91,15 +96,14 @@ def _report(arguments: argparse.Namespace, trace: Path | None) -> Report:
         shapes, settings = recording.header.shapes, recording.header.settings
     else:
         shapes, settings = launch(table, arguments.overrides)
-    steps = StepClock(table.times)
+    steps = StepClock(table.times, shapes.page_size)
     steps.check(shapes)
-    if recording is not None:
-        source: Source = Timeline(arrivals(recording))
-    elif trace is not None:
-        source = Timeline(read_trace(trace, shapes.vocab_size))
-    else:
+    if trace is None:
         source = _synthetic(asked, shapes)
-    meter = simulate(source, shapes, settings, steps)
+    else:
+        requests = read_trace(trace, shapes.vocab_size) if recording is None else arrivals(recording)
+        source = _by_clients(requests, asked) if asked else Timeline(requests)
+    meter = simulate(source, shapes, settings, steps, table.copies)
     return Report(settings, meter.figures("model", time.perf_counter() - began))
 
 
@@ -109,15 +113,25 @@ def is_recording(path: Path) -> bool:
         return b"\0" in file.read(4)
 
 
+def _by_clients(requests: Iterable[Arrival], asked: Mapping[str, object]) -> Source:
+    """The requests of a trace in their order, as so many clients ask them; what else a recording holds is left out."""
+    only = (one for one in requests if isinstance(one.command, Generate))
+    return ClosedLoop(only, _workload(asked).concurrency)
+
+
+def _workload(asked: Mapping[str, object]) -> Synthetic:
+    try:
+        return msgspec.convert(asked, Synthetic)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"a synthetic workload: {error}") from error
+
+
 def _synthetic(asked: Mapping[str, object], shapes: Shapes) -> Source:
     if "rate" in asked and "concurrency" in asked:
         raise ConfigError(
             "means nothing beside --rate: requests then come whether others are answered or not", key="--concurrency"
         )
-    try:
-        workload = msgspec.convert(asked, Synthetic)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"a synthetic workload: {error}") from error
+    workload = _workload(asked)
     requests = workload.arrivals(shapes.vocab_size)
     return ClosedLoop(requests, workload.concurrency) if workload.rate is None else Timeline(requests)
 
@@ -144,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, many, words in (
         ("requests", None, "how many (1000)"),
         ("rate", None, "a second, at random times; without it, see --concurrency"),
-        ("concurrency", None, "clients that ask again when they are answered (32)"),
+        ("concurrency", None, "clients that ask again when they are answered (32); with TRACE, they ask its requests"),
         ("prompt-len", "+", "tokens of each one's own, or the least and the most (128)"),
         ("output-len", "+", "tokens, or the least and the most (64)"),
         ("prefixes", None, "shared beginnings, taken in turn (0)"),

@@ -3,7 +3,7 @@
 import { startChat } from "./chat.js";
 import { byId } from "./dom.js";
 import { showExplanation, showKnown, showProblem } from "./explain.js";
-import { applyFrames, createModel, extent, readTimeline, stepsBetween } from "./model.js";
+import { applyFrames, createModel, extent, fullness, fullnessNow, readTimeline, stepsBetween, windowFor } from "./model.js";
 import { drawBuckets, drawCounts, drawPages, drawTree } from "./panels.js";
 import { readEvents, refused } from "./sse.js";
 import { drawLegend, drawTimeline } from "./timeline.js";
@@ -16,6 +16,7 @@ const THEME = "radjax-theme";
 const live = createModel();
 let recording = null;
 let held = null;
+let liveWindow = "10";
 
 const headers = () => {
   const key = sessionStorage.getItem(KEY);
@@ -33,17 +34,18 @@ function windowOfTime() {
   const whole = Math.max(to - from, 1);
   const length = Math.min(span, whole);
   const begin = from + ((whole - length) * Number(byId("position").value)) / 1000;
-  return { model, from: begin, to: begin + length };
+  return { model, from: begin, to: begin + length, zero: from };
 }
 
 function draw() {
-  const { model, from, to } = windowOfTime();
+  const { model, from, to, zero } = windowOfTime();
   if (to <= 0) return;
   const steps = stepsBetween(model, from, to);
-  drawTimeline(model, from, to, explain);
-  drawCounts(model, steps);
-  drawPages(model.pages);
+  drawTimeline(model, { from, to, zero }, explain);
+  drawCounts(recording ? fullness(steps) : fullnessNow(model), steps);
   drawBuckets(steps);
+  if (recording) return;
+  drawPages(model.pages);
   drawTree(model.tree);
 }
 
@@ -89,12 +91,17 @@ async function feed() {
   }
 }
 
+/** Shows a recording, at first the whole of it if the window can be that long; null goes back to the live feed. */
 function showRecording(model, name) {
+  if (model && !recording) liveWindow = byId("window").value;
   recording = model;
-  byId("recording").hidden = model === null;
+  for (const id of ["recording", "kept-live"]) byId(id).hidden = model === null;
+  for (const id of ["hold", "live-pages", "live-tree"]) byId(id).hidden = model !== null;
   byId("recording-name").textContent = name;
+  byId("window-name").textContent = model ? "Window" : "Last";
+  byId("now-title").textContent = model ? "At the end of the window" : "Now";
   byId("position").value = 0;
-  byId("hold").hidden = model !== null;
+  byId("window").value = model ? windowFor(model, [...byId("window").options].map((option) => Number(option.value))) : liveWindow;
   draw();
 }
 

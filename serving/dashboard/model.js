@@ -92,6 +92,25 @@ export function extent(model) {
   return { from: starts.length ? Math.min(...starts) : 0, to: model.now };
 }
 
+/** Requests that run and that wait now, those that were too many to be shown among them. */
+export function fullnessNow(model) {
+  const requests = [...model.requests.values()];
+  const count = (state) => requests.filter((request) => request.state === state).length;
+  return { running: count("running"), waiting: count("waiting") + model.omitted };
+}
+
+/** Requests that ran and that waited after the last of some steps. */
+export function fullness(steps) {
+  const last = steps.at(-1);
+  return { running: last?.[STEP.running] ?? 0, waiting: last?.[STEP.queued] ?? 0 };
+}
+
+/** Of several lengths in seconds, ascending, the first that holds all of a model; the last if none does. */
+export function windowFor(model, lengths) {
+  const { from, to } = extent(model);
+  return lengths.find((length) => length * 1e9 >= to - from) ?? lengths.at(-1);
+}
+
 /** Step times and padding by program, the smallest first. */
 export function buckets(steps) {
   const groups = new Map();

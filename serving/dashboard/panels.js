@@ -11,12 +11,10 @@ const PAGES = [
   ["free", "free"],
 ];
 
-export function drawCounts(model, steps) {
-  const requests = [...model.requests.values()];
-  const last = model.steps.at(-1);
-  byId("running").textContent = requests.filter((r) => r.state === "running").length;
-  byId("waiting").textContent = requests.filter((r) => r.state === "waiting").length + model.omitted;
-  const first = steps[0];
+export function drawCounts({ running, waiting }, steps) {
+  byId("running").textContent = running;
+  byId("waiting").textContent = waiting;
+  const [first, last] = [steps[0], steps.at(-1)];
   const span = first && last ? (last[STEP.end] - first[STEP.start]) / 1e9 : 0;
   const tokens = steps.reduce((sum, step) => sum + step[STEP.tokens], 0);
   byId("rate").textContent = span > 0 ? Math.round(tokens / span) : 0;
@@ -94,7 +92,7 @@ export function drawTree(nodes) {
         element("th", { scope: "row", class: `depth-${Math.min(row.depth, 8)}` }, `${row.depth ? "└ " : ""}prefix ${row.number}${row.locked ? " (in use)" : ""}`),
         cell(row.pages, { class: "number" }),
         element("td", {}, element("meter", { min: 0, max: hottest, value: row.uses, "aria-hidden": "true" }), ` ${row.uses}`),
-        cell(row.age === 0 ? "now" : `${row.age} ago`, { class: "number" }),
+        cell(row.age, { class: "number" }),
       ),
     ),
   );

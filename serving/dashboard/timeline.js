@@ -20,8 +20,8 @@ export function drawLegend() {
   );
 }
 
-/** Draws [from, to); `explain(rid)` is called for the row that is chosen. */
-export function drawTimeline(model, from, to, explain) {
+/** Draws [from, to), with times since `zero` where it is given and before `to` where not; a chosen row is explained. */
+export function drawTimeline(model, { from, to, zero }, explain) {
   const figure = byId("timeline");
   const focused = document.activeElement?.dataset?.rid;
   const width = Math.max(figure.clientWidth, 320);
@@ -30,7 +30,7 @@ export function drawTimeline(model, from, to, explain) {
   const x = (ns) => LABEL + Math.min(Math.max(ns - from, 0), to - from) * scale;
   const height = TOP + Math.max(rows.length, 1) * ROW + 6;
   const drawing = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": "Timeline of requests" });
-  drawing.append(...axis(from, to, x, height), ...stepMarks(stepsBetween(model, from, to), x));
+  drawing.append(...axis({ from, to, zero }, x, height), ...stepMarks(stepsBetween(model, from, to), x));
   rows.forEach((request, index) => drawing.append(requestRow(model, request, index, x, width, explain)));
   if (!rows.length) drawing.append(svg("text", { x: LABEL, y: TOP + 14, class: "faint" }, "No request in this stretch of time."));
   figure.replaceChildren(drawing);
@@ -40,15 +40,21 @@ export function drawTimeline(model, from, to, explain) {
   if (byId("timeline-text").open) drawTable(model, rows, from);
 }
 
-function axis(from, to, x, height) {
-  const marks = [];
+function axis({ from, to, zero }, x, height) {
   const step = niceStep((to - from) / 6);
-  for (let ns = to - step; ns > from; ns -= step) {
-    marks.push(svg("line", { x1: x(ns), x2: x(ns), y1: 16, y2: height, class: "grid" }));
-    marks.push(svg("text", { x: x(ns) + 3, y: 12, class: "faint" }, `−${duration(to - ns)}`));
-  }
+  const marks = ticks(from, to, zero ?? to, step).flatMap((ns) => [
+    svg("line", { x1: x(ns), x2: x(ns), y1: 16, y2: height, class: "grid" }),
+    svg("text", { x: x(ns) + 3, y: 12, class: "faint" }, zero === undefined ? `−${duration(to - ns)}` : duration(ns - zero)),
+  ]);
   marks.push(svg("text", { x: 0, y: 32, class: "label" }, "steps"));
   return marks;
+}
+
+/** The moments inside (from, to) that lie whole steps from `origin`, in order. */
+export function ticks(from, to, origin, step) {
+  const first = Math.floor((from - origin) / step) + 1;
+  const count = Math.max(0, Math.ceil((to - origin) / step) - first);
+  return Array.from({ length: count }, (_, index) => origin + (first + index) * step);
 }
 
 export function niceStep(raw) {
@@ -108,7 +114,7 @@ function requestRow(model, request, index, x, width, explain) {
     if (cached && reason === "prefill") {
       // a prefix from the cache takes no time: a cap as long as its share of the prompt
       const share = Math.min(1, request.cached_tokens / request.prompt_tokens);
-      const cap = bar("cached", start, y + 2, Math.max(3, CACHED_WIDTH * share), ROW - 6);
+      const cap = bar("cached", start, y + 2, Math.max(1, Math.min(CACHED_WIDTH, length) * share), ROW - 6);
       cap.append(svg("title", {}, `${request.cached_tokens} of ${request.prompt_tokens} prompt tokens came from the cache`));
       group.append(cap);
       cached = false;

@@ -20,6 +20,21 @@ class Load(Struct, frozen=True, kw_only=True):
     num_pending_tokens: int
     ts_tic: float
     """Seconds since the epoch at which the replica said so."""
+    token_usage: float = 0.0
+    """Share of its KV pool that running requests hold, 0 to 1."""
+
+
+ReplicaState = Literal["starting", "ready", "stuck", "dead"]
+
+
+class ReplicaHealth(Struct, frozen=True, kw_only=True):
+    """Whether one engine makes progress."""
+
+    dp_rank: int
+    state: ReplicaState
+    reason: str
+    """Why it is stuck or dead or, while it is started again, why it had ended."""
+    restarts: int
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -32,6 +47,7 @@ class Health(Struct, frozen=True, kw_only=True):
     total: int = 0
     reason: str = ""
     retry_after_s: float = 1.0
+    replicas: tuple[ReplicaHealth, ...] = ()
 
 
 class CollectorClient(Protocol):

@@ -39,6 +39,10 @@ class Origin:
     """Makes ids unique although clients repeat theirs."""
     defaults: SamplingDefaults
     limits: Limits
+    adapter: str | None = None
+    """That ``model`` names."""
+    trace: str | None = None
+    """The client's ``traceparent``."""
 
 
 def chat_works(request: ChatRequest, prompt: list[int], origin: Origin) -> list[Work]:
@@ -92,8 +96,10 @@ def _openai_works(
                 stream=stream,
                 extra_key=request.extra_key or None,
                 cache_salt=request.cache_salt or None,
+                adapter=origin.adapter or request.lora_path or None,
                 priority=request.priority,
                 routing_key=request.routing_key or None,
+                trace=origin.trace,
             ),
             stops=stops,
             keep_stop=bool(request.no_stop_trim or request.include_stop_str_in_output),
@@ -112,6 +118,7 @@ def native_works(request: GenerateRequest, prompts: list[list[int]], origin: Ori
         raise invalid("All sampling_params of a batch need the same n.", "sampling_params.n")
     check_choices(len(prompts), copies, origin.limits)
     groups = _per_prompt(request.rid, len(prompts), "rid", origin.group)
+    adapters = _per_prompt(request.lora_path, len(prompts), "lora_path", None)
     scored = _per_prompt(request.return_logprob, len(prompts), "return_logprob", False)
     works: list[Work] = []
     for p, (prompt, each) in enumerate(zip(prompts, fields, strict=True)):
@@ -125,8 +132,11 @@ def native_works(request: GenerateRequest, prompts: list[list[int]], origin: Ori
                 params=copy_params(params, copy),
                 stream=bool(request.stream or stops),
                 extra_key=request.extra_key or None,
+                cache_salt=request.cache_salt or None,
+                adapter=adapters[p] or None,
                 priority=request.priority,
                 routing_key=request.routing_key or None,
+                trace=origin.trace,
             )
             skip = each.skip_special_tokens is not False
             works.append(

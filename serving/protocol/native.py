@@ -34,7 +34,6 @@ UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "image_data": (),
     "audio_data": (),
     "video_data": (),
-    "lora_path": (),
     "session_params": (),
     "custom_logit_processor": (),
     "return_hidden_states": (),
@@ -88,6 +87,9 @@ class GenerateRequest(Struct, frozen=True, kw_only=True):
     priority: Priority | None = None
     routing_key: Label | None = None
     extra_key: CacheKey | None = None
+    cache_salt: CacheKey | None = None
+    lora_path: Label | list[Label | None] | None = None
+    """An adapter by name, for all prompts or for each."""
 
 
 class TokenizeRequest(Struct, frozen=True, kw_only=True):
@@ -131,6 +133,12 @@ class PauseRequest(Struct, frozen=True, kw_only=True):
     """``POST /pause_generation``."""
 
     mode: PauseMode | None = None
+
+
+class SettingsRequest(Struct, frozen=True, kw_only=True):
+    """``POST /set_internal_state``."""
+
+    server_args: Annotated[dict[Name, int | float], Meta(min_length=1, max_length=64)]
 
 
 # ---- written

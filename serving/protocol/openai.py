@@ -44,7 +44,6 @@ SHARED_UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "ebnf": (),
     "stop_regex": (),
     "bad_words": (),
-    "lora_path": (),
     "session_params": (),
     "session_id": (),
     "custom_logit_processor": (),
@@ -120,6 +119,8 @@ class Request(Struct, frozen=True, kw_only=True):
     request_id: ClientId | None = None
     extra_key: CacheKey | None = None
     cache_salt: CacheKey | None = None
+    lora_path: Label | None = None
+    """An adapter by name; ``model`` may name it too, as ``model:adapter``, which comes first."""
     user: Label | None = None
     explain: bool | None = None
     """Whether the usage says what the time was spent on."""

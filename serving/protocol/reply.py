@@ -19,6 +19,11 @@ RUNNING_TIMEOUT = "Request running timeout reached."
 class Writer(Protocol):
     """Turns the answers of one call into bytes."""
 
+    @property
+    def shows_waits(self) -> bool:
+        """Whether what the time was spent on is to be written."""
+        ...
+
     def opening(self) -> bytes:
         """Events before any text."""
         ...

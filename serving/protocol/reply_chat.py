@@ -38,6 +38,11 @@ class ChatWriter:
         self._top = top_logprobs
         self._names = names
 
+    @property
+    def shows_waits(self) -> bool:
+        """Where it was asked for."""
+        return self._head.explain
+
     def opening(self) -> bytes:
         """The role of each choice."""
         delta = ChatDelta(role="assistant", content="")

@@ -30,6 +30,11 @@ class CompletionWriter:
         self._echoes = dict(enumerate(echoes))
         self._offsets: dict[int, int] = {}
 
+    @property
+    def shows_waits(self) -> bool:
+        """Where it was asked for."""
+        return self._head.explain
+
     def opening(self) -> bytes:
         """Nothing."""
         return b""

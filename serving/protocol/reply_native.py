@@ -42,6 +42,11 @@ class NativeWriter:
         self._so_far = [_SoFar() for _ in asked]
         self._begun_s = time.monotonic()
 
+    @property
+    def shows_waits(self) -> bool:
+        """Never: ``/explain`` does."""
+        return False
+
     def opening(self) -> bytes:
         """Nothing."""
         return b""

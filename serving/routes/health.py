@@ -33,7 +33,11 @@ def routes(front: Front) -> list[Route]:
     async def health(request: Request) -> Response:
         more: dict[str, object] = {}
         if request.query_params.get("verbose", "false") not in ("0", "false"):
-            more = {"loads": await front.collector.loads(), "frontend_open_requests": front.client.num_open}
+            more = {
+                "replicas": (await front.collector.health()).replicas,
+                "loads": await front.collector.loads(),
+                "frontend_open_requests": front.client.num_open,
+            }
         return _report(front, await front.collector.health(), more, passing=frozenset({"ready", "draining"}))
 
     async def health_generate(request: Request) -> Response:

@@ -58,7 +58,7 @@ async def _chat(front: Front, request: Request) -> Delivery:
     body = await front.read(request, ChatRequest, openai.CHAT_UNSUPPORTED)
     model = front.check_model(body.model, text)
     prompt = await text.tokenizer.encode(render(text, body), add_special_tokens=False)
-    origin = front.origin(request, text, body.rid or body.request_id, "chatcmpl")
+    origin = front.origin(request, text, body.rid or body.request_id, "chatcmpl", front.adapter(body.model, text))
     works = chat_works(body, prompt, origin)
     top = (body.top_logprobs or 0) if body.logprobs else None
     writer = ChatWriter(_head(front, text, body, origin, model), len(works), top, text.tokenizer)
@@ -81,7 +81,8 @@ async def _completions(front: Front, request: Request) -> Delivery:
     prompts = split_prompts(body.prompt, "prompt")
     check_choices(len(prompts), body.n or 1, text.limits)
     ids = await encode_prompts(text, prompts, add_special_tokens=body.add_special_tokens is not False)
-    origin = front.origin(request, text, body.rid or body.request_id, "cmpl")
+    adapter = front.adapter(body.model, text)
+    origin = front.origin(request, text, body.rid or body.request_id, "cmpl", adapter)
     works = completion_works(body, ids, origin)
     echoes: list[tuple[str, list[int]]] = []
     if body.echo:

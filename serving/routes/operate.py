@@ -1,4 +1,4 @@
-"""What operators do to a running engine: pause it, have its garbage left alone, look at its state."""
+"""What operators do to a running engine: pause it, have its garbage left alone, look at its state and settings."""
 
 from collections.abc import Sequence
 
@@ -7,9 +7,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from scheduler.commands import ContinueGeneration, DumpState, FreezeGC, PauseGeneration, Reply
+from scheduler.commands import ContinueGeneration, DumpState, FreezeGC, PauseGeneration, Reply, SetState
 from serving.front import Front
-from serving.protocol.native import PauseRequest, Success
+from serving.protocol.errors import invalid
+from serving.protocol.native import PauseRequest, SettingsRequest, Success
 
 
 def routes(front: Front) -> list[Route]:
@@ -30,13 +31,16 @@ def routes(front: Front) -> list[Route]:
 
     async def state(request: Request) -> Response:
         replies = await front.client.operate(lambda call: DumpState(call=call))
-        parallel = front.config.parallel
-        ranks = {"tp_rank": 0, "tp_size": parallel.tensor, "pp_rank": 0, "pp_size": parallel.stages}
-        engines = [
-            {**reply.state, "parallel_config": {**ranks, "dp_rank": rank if len(replies) > 1 else None}}
-            for rank, reply in enumerate(replies)
-        ]
-        body = {"engines": engines}
+        body = {"engines": [reply.state for reply in replies]}
+        return Response(msgspec.json.encode(body), media_type="application/json")
+
+    async def set_state(request: Request) -> Response:
+        settings = (await front.read(request, SettingsRequest, {})).server_args
+        replies = await front.client.operate(lambda call: SetState(call=call, settings=settings))
+        for reply in replies:
+            if not reply.success:
+                raise invalid(reply.message, "server_args")
+        body = {"updated": True, "server_args": replies[0].state["settings"]}
         return Response(msgspec.json.encode(body), media_type="application/json")
 
     return [
@@ -44,6 +48,7 @@ def routes(front: Front) -> list[Route]:
         Route("/continue_generation", go_on, methods=["POST"]),
         Route("/freeze_gc", freeze_gc, methods=["GET", "POST"]),
         Route("/debug/state", state, methods=["GET"]),
+        Route("/set_internal_state", set_state, methods=["POST", "PUT"]),
     ]
 
 

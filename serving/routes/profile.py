@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 
 import msgspec
+from msgspec import structs
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from scheduler.commands import Reply, StopProfile
+from configs.replicas import own_folder
+from scheduler.commands import Reply, StartProfile, StopProfile
 from serving.front import Front
 from serving.protocol.profile import UNSUPPORTED, ProfileReply, StartProfileRequest
 
@@ -18,7 +20,13 @@ def routes(front: Front) -> list[Route]:
     async def start_profile(request: Request) -> Response:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         body = await front.read(request, StartProfileRequest, UNSUPPORTED) if has_body else StartProfileRequest()
-        return _answer(await front.client.operate(body.command))
+        parallel = front.config.parallel
+
+        def command(call: str, replica: int) -> StartProfile:
+            whole = body.command(call)
+            return structs.replace(whole, output_dir=own_folder(whole.output_dir, parallel, replica))
+
+        return _answer(await front.client.operate_each(command))
 
     async def stop_profile(request: Request) -> Response:
         del request

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from configs.replicas import own_folder
 from scheduler.commands import AttachStorage, ClearStorage, DetachStorage, Reply
 from serving.front import Front
 from serving.protocol.errors import RequestError, invalid
@@ -21,10 +22,13 @@ def routes(front: Front) -> list[Route]:
     async def attach(request: Request) -> Response:
         body = await front.read(request, AttachStorageRequest, {})
         directory = _directory(front, body.directory)
-        policy = body.hicache_storage_prefetch_policy
-        return _merged(
-            await front.client.operate(lambda call: AttachStorage(call=call, directory=directory, prefetch=policy))
-        )
+        policy, parallel = body.hicache_storage_prefetch_policy, front.config.parallel
+
+        def command(call: str, replica: int) -> AttachStorage:
+            own = own_folder(directory, parallel, replica)
+            return AttachStorage(call=call, directory=own or directory, prefetch=policy)
+
+        return _merged(await front.client.operate_each(command))
 
     async def detach(request: Request) -> Response:
         return _merged(await front.client.operate(lambda call: DetachStorage(call=call)))

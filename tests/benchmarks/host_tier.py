@@ -6,6 +6,8 @@ before it comes again. Texts may differ where bfloat16 rounds otherwise in steps
 """
 
 import argparse
+import json
+import os
 import statistics
 import sys
 import threading
@@ -94,17 +96,21 @@ def main(argv: list[str]) -> int:
         concurrency=arguments.concurrency,
     )
     ratios: list[float] = []
+    rounds: list[dict[str, float]] = []
     for seed in range(100, 100 + arguments.rounds):
         without = measure(workload, arguments.pool_tokens, seed, host=False)
         with_tier = measure(workload, arguments.pool_tokens, seed, host=True)
         same = sum(tokens == with_tier.output[rid] for rid, tokens in without.output.items())
         print(f"seed {seed}: cached prompt tokens without {without.cached_tokens}, with {with_tier.cached_tokens}")
         ratios.append(with_tier.tokens_per_s / without.tokens_per_s)
+        rounds.append({"without_tokens_per_s": without.tokens_per_s, "with_tokens_per_s": with_tier.tokens_per_s})
         speeds = f"without {without.tokens_per_s:.1f}, with {with_tier.tokens_per_s:.1f} output tokens a second"
         print(
             f"seed {seed}: {speeds}, ratio {ratios[-1]:.2f}; {same} of {workload.num_prompts} texts equal", flush=True
         )
     print(f"median ratio {statistics.median(ratios):.2f}")
+    asked = {"pool_tokens": arguments.pool_tokens, "prefixes": arguments.prefixes, "prompts": arguments.prompts}
+    print(json.dumps({**asked, "cores": os.cpu_count(), "ratio": statistics.median(ratios), "rounds": rounds}))
     return 0
 
 

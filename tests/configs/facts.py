@@ -13,6 +13,7 @@ SMOLLM2 = ModelFacts(
     context_length=8192,
     num_parameters=134_515_008,
     dtype="bfloat16",
+    feed_forward_sizes=(1536,),
 )
 SMOLLM2_BYTES = 2 * SMOLLM2.num_parameters
 

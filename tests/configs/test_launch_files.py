@@ -12,7 +12,12 @@ LAUNCH_FILES = sorted(FOLDER.glob("*.yaml"))
 
 
 def test_there_are_launch_files() -> None:
-    assert {path.stem for path in LAUNCH_FILES} >= {"smollm2-135m", "llama3-8b-dummy", "qwen3-0.6b-dummy"}
+    assert {path.stem for path in LAUNCH_FILES} >= {
+        "smollm2-135m",
+        "llama3-8b-dummy",
+        "qwen3-0.6b-dummy",
+        "qwen3-moe-tiny",
+    }
 
 
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.stem)

@@ -134,8 +134,12 @@ def test_the_loop_is_overlapped_unless_that_is_off_and_says_why(
 @pytest.mark.parametrize(
     ("chosen", "family", "reason"),
     [
-        ({}, "radix", "cache.radix is on; prefixes are evicted by lru"),
-        ({"cache__eviction": "slru"}, "radix", "cache.radix is on; prefixes are evicted by slru"),
+        ({}, "radix", "cache.radix is on; prefixes, apart by adapter, key and salt, are evicted by lru"),
+        (
+            {"cache__eviction": "slru"},
+            "radix",
+            "cache.radix is on; prefixes, apart by adapter, key and salt, are evicted by slru",
+        ),
         ({"cache__radix": False}, "chunk", "cache.radix is off"),
         ({"cache__radix": False, "cache__eviction": "priority"}, "chunk", "cache.radix is off"),
     ],
@@ -155,7 +159,7 @@ def test_the_cache_is_chosen_once_and_its_line_says_why(chosen: dict[str, object
         ({"cache__eviction": "priority"}, "cache.eviction"),
         ({"parallel__stages": 2}, "parallel.stages"),
         ({"parallel__expert": 2}, "parallel.expert"),
-        ({"parallel__replicas": 2}, "parallel.replicas"),
+        ({"parallel__tensor": 8192}, "parallel.tensor"),
         ({"cache__host": True, "cache__radix": False}, "cache.host"),
         ({"cache__host": True, "cache__host_bytes": 100}, "cache.host_bytes"),
         ({"cache__host": True, "cache__host_bytes": 2**49}, "cache.host_bytes"),
@@ -174,6 +178,7 @@ def test_the_cache_is_chosen_once_and_its_line_says_why(chosen: dict[str, object
     ],
 )
 def test_a_contradiction_is_refused_by_its_key(chosen: dict[str, object], key: str) -> None:
+    # document: O-4
     with pytest.raises(ConfigError) as caught:
         resolved(**chosen)
     assert caught.value.key == key

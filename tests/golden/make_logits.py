@@ -24,10 +24,13 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 HERE = Path(__file__).parent
@@ -92,6 +95,39 @@ MODELS: dict[str, PretrainedConfig] = {
         sliding_window=10,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "qwen3-moe": Qwen3MoeConfig(
+        **SMALL,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=3,
+        moe_intermediate_size=32,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+    ),
+    "qwen2-moe": Qwen2MoeConfig(
+        **SMALL | {"num_hidden_layers": 3},
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=12,
+        num_experts_per_tok=4,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=64,
+        mlp_only_layers=[1],
+        tie_word_embeddings=True,
+    ),
+    "mixtral": MixtralConfig(
+        **SMALL,
+        hidden_size=64,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        tie_word_embeddings=False,
+    ),
 }
 PLAIN = (
     "The quick brown fox jumps over the lazy dog. In 1969, two people walked on the Moon; in 2024, nobody did. "
@@ -106,7 +142,7 @@ def random_model(config: PretrainedConfig) -> PreTrainedModel:
         if parameter.ndim == 1:
             drawn = torch.randn_like(parameter) * 0.3 + (0.0 if name.endswith("bias") else 1.0)
         else:
-            drawn = torch.randn_like(parameter) * (1.0 if "embed" in name else 1.5 / parameter.shape[1] ** 0.5)
+            drawn = torch.randn_like(parameter) * (1.0 if "embed" in name else 1.5 / parameter.shape[-1] ** 0.5)
         parameter.data.copy_(drawn.to(torch.bfloat16))
     return model
 

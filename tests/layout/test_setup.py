@@ -24,6 +24,7 @@ def make_venv(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("names", [(), ("python3",), ("python3.13", "python3")])
 def test_without_a_python_that_works_setup_says_what_is_needed(tmp_path: Path, names: tuple[str, ...]) -> None:
+    # document: V-6
     for name in names:
         fake(tmp_path, name, 'if [ "$1" = --version ]; then echo Python 3.9.2; else exit 1; fi')
     result = make_venv(tmp_path)

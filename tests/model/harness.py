@@ -65,10 +65,12 @@ class Bench:
         return np.asarray(logits)[:, : self.model.spec.vocab_size]
 
 
-def open_bench(folder: Path, tensor: int = 1, dtype: str = "float32", spec: ModelSpec | None = None) -> Bench:
+def open_bench(
+    folder: Path, tensor: int = 1, dtype: str = "float32", spec: ModelSpec | None = None, expert: int = 1
+) -> Bench:
     source = model_folder(folder)
     spec = spec or read_config(source)
-    mesh = build_mesh(Parallel(tensor=tensor))
+    mesh = build_mesh(Parallel(tensor=tensor, expert=expert))
     model = blueprint(spec, mesh, dtype)
     leaves = load_weights(Model(source=str(folder)), source, model, lambda done, total: None)
     shapes = tiny_shapes(spec.vocab_size)

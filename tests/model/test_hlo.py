@@ -1,5 +1,7 @@
 """What the compiler made of the steps, read from the optimised HLO."""
 
+import dataclasses
+import math
 import re
 
 import pytest
@@ -11,7 +13,7 @@ from model.interface import Family, Variant
 from model.ladders import make_shapes
 from model.programs import Recipe
 from model.registry import blueprint
-from model.spec import ModelSpec
+from model.spec import Experts, ModelSpec
 from sharding.mesh import build_mesh
 
 LAYERS = 3
@@ -36,9 +38,14 @@ SPEC = ModelSpec(
 )
 
 
-def optimised(tensor: int, program: Program) -> str:
-    mesh = build_mesh(Parallel(tensor=tensor))
-    model = blueprint(SPEC, mesh, "bfloat16")
+MIXTURE = dataclasses.replace(
+    SPEC, architecture="qwen2_moe", experts=Experts(count=8, per_token=2, width=256, normalise=True, shared_width=512)
+)
+
+
+def optimised(tensor: int, program: Program, spec: ModelSpec = SPEC, expert: int = 1) -> str:
+    mesh = build_mesh(Parallel(tensor=tensor, expert=expert))
+    model = blueprint(spec, mesh, "bfloat16")
     shapes = make_shapes(8, 64, 16, SPEC.context_length, SPEC.vocab_size)
     recipe = Recipe(model, shapes, state_shapes(model, shapes, 257))
     return recipe.compile(program).as_text()
@@ -55,12 +62,37 @@ def test_a_decode_step_converts_and_copies_no_pool_and_no_matrix(tensor: int) ->
         ]
 
 
-def test_a_tensor_parallel_decode_step_has_two_all_reduces_a_layer_and_no_all_gather() -> None:
-    hlo = optimised(2, Program(Family.DECODE, Variant.LEAN, 8))
-    assert " all-gather(" not in hlo
-    wide = re.findall(r"= f32\[8,576\]\S* all-reduce\(", hlo)
-    # and one for the embedding
-    assert len(wide) == 2 * LAYERS + 1
+DECODE, MIXED = Program(Family.DECODE, Variant.LEAN, 8), Program(Family.MIXED, Variant.LEAN, 64)
+QUICK = [(SPEC, 1, 2, DECODE), (SPEC, 1, 4, MIXED), (MIXTURE, 2, 2, DECODE)]
+MORE = [
+    (SPEC, 1, 2, MIXED),
+    (SPEC, 1, 4, DECODE),
+    (SPEC, 1, 8, DECODE),
+    (SPEC, 1, 8, MIXED),
+    (MIXTURE, 2, 1, DECODE),
+    (MIXTURE, 4, 2, MIXED),
+]
+
+
+@pytest.mark.parametrize(
+    ("spec", "expert", "tensor", "program"), [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in MORE)]
+)
+def test_a_layer_of_a_step_over_several_devices_has_two_all_reduces_and_no_other_collective(
+    spec: ModelSpec, expert: int, tensor: int, program: Program
+) -> None:
+    hlo = optimised(tensor, program, spec, expert)
+    # neither weights nor pages nor logits are brought together
+    assert not re.findall(r" (?:all-gather|all-to-all|collective-permute|reduce-scatter)\S*\(", hlo)
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-reduce\(", hlo)
+    sizes = [math.prod(map(int, shape.split(","))) for shape in shapes]
+    # and one for the embedding; what the sampler adds up is a number or a block of the vocabulary a row
+    assert sizes.count(program.size * SPEC.hidden_size) == 2 * LAYERS + 1
+    assert max(sizes) == program.size * SPEC.hidden_size
+
+
+def test_a_decode_step_of_a_mixture_converts_no_array_of_experts() -> None:
+    hlo = optimised(1, DECODE, MIXTURE)
+    assert not re.search(r"= (f32|bf16)\[8,(576,512|256,576)\]", hlo)
 
 
 def test_the_donated_state_is_updated_in_place() -> None:

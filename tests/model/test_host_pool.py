@@ -1,12 +1,14 @@
 """Pages on their way to host memory and back, on one device and on a mesh."""
 
+from dataclasses import dataclass
+
 import jax
 import numpy as np
 import pytest
 
 from configs.schema import Parallel
 from model.device_state import DeviceState, allocate, state_shapes
-from model.host_pool import BLOCKS, HostPool, host_shape
+from model.host_pool import BLOCKS, HostPool, compile_copies, host_shape, staging_memory
 from model.interface import PageId
 from model.kv_pool import Pool
 from model.loading.folder import model_folder
@@ -39,13 +41,39 @@ def content(state: DeviceState, where: list[PageId]) -> list[np.ndarray]:
     return [np.asarray(layer)[where] for layer in (*state.pool.k, *state.pool.v)]
 
 
-@pytest.mark.parametrize(("tensor", "dtype"), [(1, "float32"), (2, "bfloat16")])
-def test_what_was_saved_comes_back_whole_in_other_pages(tensor: int, dtype: str) -> None:
+@dataclass(slots=True, frozen=True)
+class Memory:
+    kind: str
+
+
+@dataclass(slots=True, frozen=True)
+class Device:
+    """A device described by hand."""
+
+    platform: str
+    kinds: tuple[str, ...]
+
+    def addressable_memories(self) -> list[Memory]:
+        return [Memory(kind) for kind in self.kinds]
+
+
+def test_blocks_go_through_pinned_memory_where_every_device_is_apart_from_the_host_and_has_it() -> None:
+    gpu, old = Device("gpu", ("device", "pinned_host")), Device("gpu", ("device",))
+    assert staging_memory([gpu, gpu]) == "pinned_host"
+    assert staging_memory([gpu, old]) is None
+    assert staging_memory([Device("cpu", ("device", "pinned_host"))]) is None
+    assert staging_memory(jax.devices("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("tensor", "dtype", "staging"), [(1, "float32", None), (2, "bfloat16", None), (1, "bfloat16", "pinned_host")]
+)
+def test_what_was_saved_comes_back_whole_in_other_pages(tensor: int, dtype: str, staging: str | None) -> None:
     # documents: O-19, O-20
     spec = read_config(model_folder(GOLDEN / "models" / "llama"))
     mesh = build_mesh(Parallel(tensor=tensor))
     shapes = state_shapes(blueprint(spec, mesh, dtype), tiny_shapes(512), NUM_PAGES)
-    host, state = HostPool(COUNT + 2, shapes, mesh, b"model"), filled(allocate(shapes))
+    host, state = HostPool(COUNT + 2, shapes, mesh, b"model", staging), filled(allocate(shapes))
     source, target = pages(1, COUNT), pages(1 + COUNT, COUNT)
     held = pages(3, COUNT)[::-1]
     expected, untouched = content(state, source), content(state, pages(90, 4))
@@ -66,3 +94,15 @@ def test_what_was_saved_comes_back_whole_in_other_pages(tensor: int, dtype: str)
     for layer, saved in zip(content(state, target[:1]), expected, strict=True):
         assert np.array_equal(layer[0], saved[0])
     assert not host.write(PageId(2), data[:-1])
+
+
+def test_blocks_lie_in_the_memory_that_was_chosen_on_their_way_out_and_back() -> None:
+    spec = read_config(model_folder(GOLDEN / "models" / "llama"))
+    mesh = build_mesh(Parallel())
+    shapes = state_shapes(blueprint(spec, mesh, "float32"), tiny_shapes(512), NUM_PAGES)
+    for staging, kind in ((None, "device"), ("pinned_host", "pinned_host")):
+        programs = compile_copies(shapes, mesh, staging)
+        for size in BLOCKS:
+            assert programs.gather[size].output_shardings.memory_kind == kind
+            (_, _, values), _ = programs.scatter[size].input_shardings
+            assert values.memory_kind == kind

@@ -7,7 +7,8 @@ import pytest
 
 from tests.model.harness import GOLDEN, NUM_PAGES, Bench, Row, decode, golden, mixed, open_bench
 
-ARCHITECTURES = ("llama", "llama-9-3", "llama3", "mistral", "qwen2", "qwen3", "gemma3")
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe")
+ARCHITECTURES = ("llama", "llama-9-3", "llama3", "mistral", "qwen2", "qwen3", "gemma3", *MIXTURES)
 TOLERANCE = 2e-4
 
 
@@ -140,8 +141,9 @@ def test_rows_behind_shared_pages_have_the_reference_logits(name: str, size: int
 
 
 @pytest.mark.parametrize("tensor", [2, 4, 8])
-@pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3", "gemma3"])
+@pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3", "gemma3", "qwen2-moe"])
 def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: int) -> None:
+    # document: O-27
     ids, expected = golden(name)
     bench = open_bench(GOLDEN / "models" / name, tensor)
     row = pages(5)

@@ -5,6 +5,8 @@ import gzip
 import json
 import re
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,6 +30,13 @@ from tests.model.test_trace_schedule import options
 
 FOLDER = GOLDEN / "models" / "llama"
 SHAPES = dataclasses.replace(tiny_shapes(512), decode_rows=(2,), mixed_tokens=(32,))
+XPROF = """
+import json, sys
+from xprof.convert.raw_to_tool_data import xspace_to_tool_data, xspace_to_tool_names
+read, _ = xspace_to_tool_data(sys.argv[1:], "trace_viewer", {})
+print(json.dumps({"tools": xspace_to_tool_names(sys.argv[1:]), "events": json.loads(read)["traceEvents"]}))
+"""
+"""TensorBoard's profile page without the page. In a process of its own, as it brings what jaxlib has once more."""
 DECODE, MIXED = Program(Family.DECODE, Variant.LEAN, 2), Program(Family.MIXED, Variant.LEAN, 32)
 
 
@@ -105,6 +114,29 @@ def test_a_trace_holds_the_asked_steps_by_family_bucket_and_rows(profiled: Profi
     profiled.step()
     profiled.profiler.start(options(num_steps=1))
     profiled.profiler.stop()
+
+
+def test_the_reader_of_tensorboard_finds_the_steps_and_the_phases_of_the_host(profiled: Profiled) -> None:
+    # documents: M-10, O-32
+    folder = profiled.profiler.start(options(num_steps=3, profile_id="read"))
+    profiled.step()
+    profiled.step(MIXED)
+    profiled.step()
+    [written] = (folder / "plugins" / "profile" / "read-trace_3").glob("*.xplane.pb")
+    command = [sys.executable, "-c", XPROF, str(written)]
+    read = json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    steps = [event for event in read["events"] if "step_num" in event.get("args", {})]
+    assert "trace_viewer@" in read["tools"]
+    # it puts the number behind the name
+    assert [step["name"] for step in steps] == ["decode 2 1", "mixed 32 2", "decode 2 3"]
+    assert {step["args"]["variant"] for step in steps} == {"lean"}
+    assert int(steps[1]["args"]["rows"]) == int((rehearse(MIXED, SHAPES).lengths > 0).sum())
+    assert all(step["dur"] > 0 for step in steps)
+    launches = [event for event in read["events"] if event.get("name") == "launch"]
+    for step in steps[:-1]:  # the trace ends inside the last one's
+        assert any(
+            phase["ts"] <= step["ts"] and step["ts"] + step["dur"] <= phase["ts"] + phase["dur"] for phase in launches
+        ), "a step is launched in a phase of that name"
 
 
 def test_one_profile_at_a_time_and_none_to_stop_in_the_documents_words(profiled: Profiled) -> None:

@@ -47,6 +47,7 @@ def rejected(command: Generate, settings=SETTINGS) -> Rejected:
 
 
 def test_a_streaming_request_hears_of_every_token_and_another_only_of_the_end() -> None:
+    # document: O-15, O-45
     played = play({0: [ask("s", [1, 2, 3], 4), ask("q", [1, 2, 3], 4, stream=False)]})
     assert [len(tokens_of(answer)) for answer in played.of("s")] == [1, 1, 1, 1]
     assert [len(tokens_of(answer)) for answer in played.of("q")] == [4]
@@ -89,8 +90,11 @@ def test_the_next_turn_of_a_chat_finds_what_was_generated() -> None:
     assert played.end("b").cached_tokens == known // SHAPES.page_size * SHAPES.page_size > len(prompt)
 
 
-@pytest.mark.parametrize("apart", [{"extra_key": "x"}, {"cache_salt": "x"}, {"extra_key": "x", "cache_salt": "x"}])
-def test_a_prefix_is_shared_only_under_the_same_key_and_salt(apart: dict[str, str]) -> None:
+APART = [{"adapter": "x"}, {"extra_key": "x"}, {"cache_salt": "x"}, {"extra_key": "x", "cache_salt": "x"}]
+
+
+@pytest.mark.parametrize("apart", APART)
+def test_a_prefix_is_shared_only_under_the_same_adapter_key_and_salt(apart: dict[str, str]) -> None:
     prompt = list(range(1, 10))
     plain = ask("a", prompt, 3)
     played = play(
@@ -99,7 +103,8 @@ def test_a_prefix_is_shared_only_under_the_same_key_and_salt(apart: dict[str, st
             50: [structs.replace(plain, rid="b", **apart)],
             100: [structs.replace(plain, rid="c", **apart)],
             150: [structs.replace(plain, rid="d", extra_key="y", cache_salt="x")],
-        }
+        },
+        structs.replace(SETTINGS, adapters=("x",)),
     )
     assert [played.end(rid).cached_tokens for rid in "abcd"] == [0, 0, 8, 0]
 
@@ -150,6 +155,7 @@ def test_abort_all_ends_what_waits_and_what_runs() -> None:
 
 
 def test_a_stop_command_counts_only_the_tokens_before_the_stop_string() -> None:
+    # document: O-21, O-45
     played = play({0: [ask("a", [1, 2, 3], 30)], 8: [Stop(rid="a", num_tokens=2, matched="END")]})
     end = played.end("a")
     assert (end.reason, end.matched, end.output_tokens) == (FinishReason.STOP, "END", 2)
@@ -274,6 +280,7 @@ def test_scoring_a_long_prompt_leaves_every_other_step_to_decoding() -> None:
 
 
 def test_prompt_scores_wanted_late_let_the_cache_serve_what_comes_before() -> None:
+    # document: O-15
     prompt = list(range(1, 21))
     again = ask("b", prompt, 1, prompt_logprobs=0, prompt_logprobs_from=11)
     played = play({0: [ask("a", prompt, 1)], 50: [again]})

@@ -5,11 +5,13 @@ import pytest
 
 from configs.hybrid import needed_pages
 from scheduler.hybrid_cache import HybridCache
+from scheduler.invariants import leaks
 from scheduler.kv_cache import KVCache, Lease
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_use import GroupUse, idle_fields, usage
 from scheduler.prefix_cache import prefix_cache
 from scheduler.radix_cache import Hit
+from scheduler.roster import Roster
 from scheduler.slots import Slots
 from scheduler.window_pages import WindowPages
 
@@ -115,3 +117,25 @@ def test_the_fields_of_the_idle_check_are_in_tokens() -> None:
         "swa_evictable_size": 8,
         "swa_protected_size": 0,
     }
+
+
+def test_a_page_of_either_group_that_is_in_use_while_nothing_runs_is_a_leak() -> None:
+    kv = owner(20, 6)
+    write(kv, text(0, 8))
+    pages, slots = leaks(Roster(kv))
+    assert (pages.pool, slots.pool) == ("tokens", "slots")
+    assert "full_tokens_per_layer=40, full_available_size=32, full_evictable_size=" in pages.text
+    assert "swa_tokens_per_layer=12, swa_available_size=" in pages.text
+
+
+def test_a_window_page_alone_that_nobody_gives_back_is_a_leak() -> None:
+    free = PageAllocator(6)
+    pages, cache = PageAllocator(20), prefix_cache("radix", "lru", SIZE)
+    full = KVCache(pages, Slots(4), cache, SIZE, 16)
+    roster = Roster(HybridCache(full, pages, cache, WindowPages(free, NEEDED)))
+    assert leaks(roster) == []
+    free.take(1)
+    [leak] = leaks(roster)
+    assert "token_to_kv_pool_allocator memory leak detected!" in leak.text
+    assert "full_available_size=40" in leak.text
+    assert "swa_available_size=10" in leak.text

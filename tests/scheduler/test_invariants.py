@@ -7,6 +7,7 @@ import pytest
 from msgspec import structs
 
 from scheduler.assembly import Settings, assemble
+from scheduler.cache_tiers import CacheTiers
 from scheduler.commands import (
     Command,
     DumpState,
@@ -17,7 +18,10 @@ from scheduler.commands import (
     Shutdown,
     StepStats,
 )
+from scheduler.copies import NoCopies
+from scheduler.eviction import POLICIES
 from scheduler.forward_count import ForwardCount
+from scheduler.host_tier import HostTier
 from scheduler.invariants import LeakError, faults, leaks
 from scheduler.kv_cache import KVCache
 from scheduler.loop import run
@@ -28,6 +32,7 @@ from scheduler.radix_cache import RadixCache
 from scheduler.request import Request, Waits
 from scheduler.roster import Roster
 from scheduler.slots import Slots
+from scheduler.storage_tier import StorageTier
 from tests.fakes import KVEchoRunner, ScriptedPort
 from tests.scheduler.build import SETTINGS, SHAPES, Watcher, ask
 
@@ -58,7 +63,7 @@ def rest(settings: Settings, leaky: bool, more: dict[int, list[Command]] | None 
     return watcher
 
 
-def leaks_of(watcher: Watcher) -> int:
+def leaks_of(watcher: Watcher) -> dict[str, int]:
     return [event for event in watcher.events if isinstance(event, StepStats)][-1].leaks
 
 
@@ -76,7 +81,9 @@ def test_a_lock_that_is_never_undone_is_reported_by_the_documents_names_and_coun
     for name in ("max_total_num_tokens=128", "available_size=", "evictable_size=", "protected_size="):
         assert name in text
     said = [record.getMessage() for record in caplog.records if record.name == "scheduler.observe"]
-    assert leaks_of(watcher) == len(said) == len(set(said)) > 0  # once, though the engine came to rest twice
+    assert len(said) == len(set(said)) == sum(leaks_of(watcher).values())  # once, though it came to rest twice
+    assert leaks_of(watcher)["tokens"] == 1
+    assert leaks_of(watcher)["slots"] == 0
 
 
 def test_with_strict_checks_a_leak_ends_the_engine() -> None:
@@ -85,7 +92,7 @@ def test_with_strict_checks_a_leak_ends_the_engine() -> None:
 
 
 def test_without_a_leak_nothing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    assert leaks_of(rest(IDLE, False)) == 0
+    assert leaks_of(rest(IDLE, False)) == {"tokens": 0, "slots": 0, "state": 0}
     assert "leak" not in caplog.text
     rest(STRICT, False)
 
@@ -118,7 +125,8 @@ def roster_with_a_lost_request() -> Roster:
 
 
 def test_what_leaked_and_who_held_it_is_named() -> None:
-    pages, slots = leaks(roster_with_a_lost_request())
+    (pool, pages), (other, slots) = leaks(roster_with_a_lost_request())
+    assert (pool, other) == ("tokens", "slots")
     assert pages.startswith(
         "token_to_kv_pool_allocator memory leak detected! "
         "max_total_num_tokens=32, available_size=26, evictable_size=0, protected_size=0; slot "
@@ -128,9 +136,26 @@ def test_what_leaked_and_who_held_it_is_named() -> None:
     assert len(pages.rpartition("pages ")[2].split()) == 3
 
 
+def test_a_lost_page_of_the_host_tier_is_said_once_and_by_its_pool() -> None:
+    host = HostTier(
+        allocator=PageAllocator(8),
+        tree=RadixCache(2, POLICIES["lru"], None, "CPU_PINNED"),
+        copies=NoCopies(),
+        page_size=2,
+        policy="write_through",
+        load_pages=1,
+    )
+    storage = StorageTier(host=host, prefetch_policy="timeout", timeout_ns=0, least_pages=1, attached=False)
+    kv = KVCache(PageAllocator(16), Slots(3), RadixCache(2), 2, 8, host)
+    roster = Roster(kv, CacheTiers(kv, host, storage))
+    assert faults(roster) == []
+    host.allocator.take(1)
+    assert faults(roster) == [("host", "a host page is lost or has two owners")]
+
+
 def test_what_else_does_not_hold_is_said_too() -> None:
     roster = roster_with_a_lost_request()
-    assert faults(roster)[-1] == "a lease belongs to no running request"
+    assert faults(roster)[-1] == ("state", "a lease belongs to no running request")
 
 
 def test_the_forward_count_is_said_at_rest_once_in_a_thousand_steps_and_a_flush_begins_anew(

@@ -13,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
+from configs.hybrid import needed_pages
 from model.interface import PageId
 from scheduler.assembly import assemble
-from scheduler.cache_listener import CacheListener, Medium
+from scheduler.cache_listener import FULL_GROUP, CacheListener, Medium
 from scheduler.commands import Command, FlushCache, Generate, Shutdown
+from scheduler.hybrid_cache import HybridCache
 from scheduler.kv_cache import KVCache, Lease
 from scheduler.kv_events import AllBlocksCleared, BlockRemoved, BlockStored, EventBatch, KVEvent, KVEvents
 from scheduler.kv_publisher import KVPublisher, binds, endpoint_of
@@ -24,9 +26,11 @@ from scheduler.kv_subscriber import CacheContent, Subscriber
 from scheduler.loop import run
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_hash import chain_start, short_hash
+from scheduler.page_owner import PageOwner
 from scheduler.radix_cache import RadixCache
 from scheduler.slots import Slots
 from scheduler.tick import Tick
+from scheduler.window_pages import WindowPages
 from tests.fakes import KVEchoRunner, ScriptedPort
 from tests.scheduler.build import SETTINGS, SHAPES, ask
 from tests.strategies import TWO_TOKENS, Workload, workloads
@@ -49,16 +53,17 @@ def chained(namespace: bytes, tokens: list[int], page_size: int) -> list[int]:
     return hashes
 
 
-def content_of(cache: RadixCache, page_size: int) -> set[int]:
+def content_of(cache: RadixCache, page_size: int) -> dict[PageId, int]:
     """The hash of every page of a tree, found by walking it."""
-    found: set[int] = set()
+    found: dict[PageId, int] = {}
     for node in cache.nodes():
         key, above = node.key, node
         while above.parent is not None and above.parent.parent is not None:
             above = above.parent
             key = above.key + key
         namespace = above.link[: -4 * page_size]
-        found |= set(chained(namespace, np.frombuffer(key, np.int32).tolist(), page_size))
+        hashes = chained(namespace, np.frombuffer(key, np.int32).tolist(), page_size)
+        found.update(zip(node.pages, hashes[-len(node.pages) :], strict=True))
     return found
 
 
@@ -91,12 +96,15 @@ STEP = st.tuples(
 
 
 class Owner:
-    """Leases that come and go on a pool that starves."""
+    """Leases that come and go on a pool that starves; with a window, on two of them."""
 
-    def __init__(self, page_size: int, num_pages: int, events: CacheListener) -> None:
+    def __init__(self, page_size: int, num_pages: int, window: int, events: CacheListener) -> None:
         self.size = page_size
         self.tree = RadixCache(page_size, listener=events)
-        self.kv = KVCache(PageAllocator(num_pages), Slots(4), self.tree, page_size, num_pages)
+        pages = PageAllocator(num_pages)
+        full = KVCache(pages, Slots(4), self.tree, page_size, num_pages)
+        self.window = WindowPages(PageAllocator(max(2, num_pages // 2)), needed_pages(window, page_size))
+        self.kv: PageOwner = HybridCache(full, pages, self.tree, self.window, events) if window else full
         self.leases: list[tuple[Lease, list[int]]] = []
 
     def do(self, what: str, index: int, tokens: list[int], namespace: bytes) -> None:
@@ -107,7 +115,7 @@ class Owner:
             self.kv.flush()
         elif self.leases:
             lease, known = self.leases[index % len(self.leases)]
-            if what == "write" and self.kv.available()[0] >= -(-len(tokens) // self.size) + 1:
+            if what == "write" and min(self.kv.available()) >= -(-len(tokens) // self.size) + 1:
                 known += tokens
                 self.kv.grow(lease, len(known))
             tail = np.array(known[lease.published * self.size :], np.int32)
@@ -119,9 +127,14 @@ class Owner:
 
 
 @settings(max_examples=300, deadline=None)
-@given(page_size=st.integers(1, 3), num_pages=st.integers(4, 20), steps=st.lists(STEP, min_size=15, max_size=60))
-def test_the_events_of_any_work_rebuild_the_tree(
-    page_size: int, num_pages: int, steps: list[tuple[str, int, list[int], bytes]]
+@given(
+    page_size=st.integers(1, 3),
+    num_pages=st.integers(4, 20),
+    window=st.sampled_from([0, 0, 1, 3, 6]),
+    steps=st.lists(STEP, min_size=15, max_size=60),
+)
+def test_the_events_of_any_work_rebuild_the_tree_and_the_window_pages_beside_it(
+    page_size: int, num_pages: int, window: int, steps: list[tuple[str, int, list[int], bytes]]
 ) -> None:
     content, digests = CacheContent(), dict[int, bytes]()
 
@@ -133,14 +146,14 @@ def test_the_events_of_any_work_rebuild_the_tree(
                 check_chain(event, page_size, digests)
 
     events = KVEvents(page_size, 1, publish)
-    owner = Owner(page_size, num_pages, events)
-    for step in steps:
+    owner = Owner(page_size, num_pages, window, events)
+    for step in [*steps, ("publish", 0, [0], b"")]:
         owner.do(*step)
         if step[0] == "publish":
             events.flush()
-            assert content.blocks.get("GPU", set()) == content_of(owner.tree, page_size)
-    events.flush()
-    assert content.blocks.get("GPU", set()) == content_of(owner.tree, page_size)
+            hashes = content_of(owner.tree, page_size)
+            assert content.blocks.get(("GPU", None), set()) == set(hashes.values())
+            assert content.blocks.get(("GPU", 1), set()) == {hashes[page] for page in owner.window.cached()}
     owner.kv.check()
 
 
@@ -150,28 +163,35 @@ class Model:
     def __init__(self, events: KVEvents, page_size: int) -> None:
         self.events = events
         self.size = page_size
-        self.pages: dict[tuple[str, int], tuple[bytes, list[int]]] = {}
+        self.pages: dict[tuple[str, int, int], tuple[bytes, list[int]]] = {}
 
     def stored(
-        self, namespace: bytes, parent: PageId | None, key: bytes, pages: Sequence[PageId], medium: Medium = "GPU"
+        self,
+        namespace: bytes,
+        parent: PageId | None,
+        key: bytes,
+        pages: Sequence[PageId],
+        medium: Medium = "GPU",
+        group: int = FULL_GROUP,
     ) -> None:
-        tokens = list(self.pages[medium, parent][1]) if parent is not None else []
+        tokens = list(self.pages[medium, FULL_GROUP, parent][1]) if parent is not None else []
         for index, page in enumerate(pages):
             tokens = tokens + np.frombuffer(key, np.int32)[index * self.size : (index + 1) * self.size].tolist()
-            assert (medium, page) not in self.pages
-            self.pages[medium, page] = namespace, tokens
-        self.events.stored(namespace, parent, key, pages, medium)
+            assert (medium, group, page) not in self.pages
+            assert group == FULL_GROUP or self.pages[medium, FULL_GROUP, page] == (namespace, tokens)
+            self.pages[medium, group, page] = namespace, tokens
+        self.events.stored(namespace, parent, key, pages, medium, group)
 
-    def removed(self, pages: Sequence[PageId], medium: Medium = "GPU") -> None:
+    def removed(self, pages: Sequence[PageId], medium: Medium = "GPU", group: int = FULL_GROUP) -> None:
         for page in pages:
-            del self.pages[medium, page]
-        self.events.removed(pages, medium)
+            del self.pages[medium, group, page]
+        self.events.removed(pages, medium, group)
 
     def agrees(self, content: CacheContent) -> bool:
         """Whether it and a subscriber believe the same."""
-        believed: dict[str, set[int]] = {medium: set() for medium in content.blocks}
-        for (medium, _), (namespace, tokens) in self.pages.items():
-            believed.setdefault(medium, set()).add(chained(namespace, tokens, self.size)[-1])
+        believed: dict[tuple[str, int | None], set[int]] = {place: set() for place in content.blocks}
+        for (medium, group, _), (namespace, tokens) in self.pages.items():
+            believed.setdefault((medium, group or None), set()).add(chained(namespace, tokens, self.size)[-1])
         return believed == content.blocks
 
 
@@ -204,7 +224,8 @@ def batches_of(interval: int, script: dict[int, list[Command]]) -> list[list[KVE
     events = KVEvents(SHAPES.page_size, interval, found.append)
     turns = {turn: [(0, command) for command in commands] for turn, commands in script.items()}
     port = ScriptedPort({**turns, 900: [(0, Shutdown())]})
-    run(assemble(port, KVEchoRunner(SHAPES), SETTINGS, (events,), listener=events), SETTINGS.depth)
+    settings = msgspec.structs.replace(SETTINGS, adapters=("x",))
+    run(assemble(port, KVEchoRunner(SHAPES), settings, (events,), listener=events), SETTINGS.depth)
     return found
 
 
@@ -230,24 +251,33 @@ def test_a_flush_is_one_event() -> None:
 
 
 def test_namespaces_keep_equal_tokens_apart() -> None:
-    def first_hash(request: Generate) -> int:
+    def first(request: Generate) -> tuple[int, str | None]:
         event = batches_of(1, {0: [request]})[0][0]
         assert isinstance(event, BlockStored)
-        return event.block_hashes[0]
+        return event.block_hashes[0], event.lora_name
 
     plain = ask("a", [1, 2, 3], 2)
     salted = msgspec.structs.replace(plain, cache_salt="s")
-    assert first_hash(plain) != first_hash(salted) == first_hash(msgspec.structs.replace(salted, rid="b"))
+    adapted = msgspec.structs.replace(salted, adapter="x")
+    assert first(salted) == first(msgspec.structs.replace(salted, rid="b"))
+    assert len({first(request)[0] for request in (plain, salted, adapted)}) == 3
+    assert [first(request)[1] for request in (plain, salted, adapted)] == [None, None, "x"]
 
 
 def test_the_format_is_the_one_of_the_field() -> None:
-    events: list[KVEvent] = [BlockStored([-5, 6], None, [1, 2], 1), BlockRemoved([6], "CPU_PINNED"), AllBlocksCleared()]
+    events: list[KVEvent] = [
+        BlockStored([-5, 6], None, [1, 2], 1, lora_name="a"),
+        BlockRemoved([6], "CPU_PINNED"),
+        BlockRemoved([6], "GPU", 1),
+        AllBlocksCleared(),
+    ]
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(EventBatch(2.5, events, 1)))
     assert plain == [
         2.5,
         [
-            ["BlockStored", [-5, 6], None, [1, 2], 1, None, "GPU"],
-            ["BlockRemoved", [6], "CPU_PINNED"],
+            ["BlockStored", [-5, 6], None, [1, 2], 1, None, "GPU", "a", None, None],
+            ["BlockRemoved", [6], "CPU_PINNED", None],
+            ["BlockRemoved", [6], "GPU", 1],
             ["AllBlocksCleared"],
         ],
         1,

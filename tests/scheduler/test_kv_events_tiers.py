@@ -30,7 +30,7 @@ def check(case: tuple[Workload, Below]) -> set[str]:
     engine.close()
     events.flush()
     assert model.agrees(content)
-    return {medium for medium, blocks in content.blocks.items() if blocks}
+    return {medium for (medium, _), blocks in content.blocks.items() if blocks}
 
 
 def test_the_events_of_any_work_rebuild_every_tier() -> None:

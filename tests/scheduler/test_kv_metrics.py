@@ -13,6 +13,7 @@ from scheduler.kv_metrics import KvMetrics, KvMetricsPusher
 from scheduler.loop import run
 from tests.fakes import KVEchoRunner, ScriptedPort
 from tests.scheduler.build import SETTINGS, SHAPES, ask
+from tests.serving.process.figures import step_stats
 
 # document: M-9
 
@@ -55,6 +56,18 @@ def test_a_record_comes_with_every_report_and_the_last_one_says_idle(tmp_path: P
     assert max(record.num_requests_waiting for record in records) > 0
     assert 0 < last.gpu_prefix_cache_hit_rate < 1
     assert (last.request_active_slots, last.kv_active_blocks, last.gpu_cache_usage_perc) == (0, 0, 0.0)
+
+
+def test_nothing_is_sent_once_the_socket_is_closed(tmp_path: Path) -> None:
+    with zmq.Context() as context, context.socket(zmq.PULL) as receiver:
+        receiver.bind(f"ipc://{tmp_path}/metrics")
+        pusher = KvMetricsPusher(context, f"ipc://{tmp_path}/metrics", 2, 4, 1)
+        pusher.observe(step_stats())
+        assert receiver.poll(10_000)
+        receiver.recv()
+        pusher.close()
+        pusher.observe(step_stats())
+        assert not receiver.poll(50)
 
 
 def test_an_address_that_cannot_be_used_is_a_mistake_of_the_configuration() -> None:

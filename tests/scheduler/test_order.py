@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.commands import SamplingParams
-from scheduler.order import LOOKUP_LIMIT, ORDERS, WINDOW, Order, Queue
+from scheduler.order import LOOKUP_LIMIT, ORDERS, WINDOW, Order, Queue, urgent_first
 from scheduler.radix_cache import Hit
 from scheduler.request import Request, Waits
 
@@ -122,6 +123,14 @@ def by_definition(requests: list[Request], depth: int = 0) -> list[Request]:
             branches.setdefault((request.namespace, int(request.prompt[depth])), []).append(request)
     heaviest = sorted(branches.values(), key=lambda branch: (-len(branch), branch[0].number))
     return [r for branch in heaviest for r in by_definition(branch, depth + 1)] + ends
+
+
+@pytest.mark.parametrize("name", ORDERS)
+@given(drawn=queues(), urgencies=st.lists(st.integers(0, 2), min_size=12, max_size=12))
+def test_by_urgency_every_level_is_in_the_given_order(name: str, drawn: Queue, urgencies: list[int]) -> None:
+    levels = [[r for r in drawn.waiting if urgencies[r.number] == level] for level in (2, 1, 0)]
+    got = list(urgent_first(ORDERS[name])(replace(drawn, levels=levels)))
+    assert got == [r for level in levels for r in ORDERS[name](replace(drawn, waiting=level))]
 
 
 @given(

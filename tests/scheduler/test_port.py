@@ -2,6 +2,7 @@
 
 import threading
 import time
+from typing import get_args
 
 import pytest
 from msgspec import structs
@@ -24,11 +25,12 @@ from scheduler.local_channel import MAX_COMMANDS, MAX_MESSAGES, ChannelFullError
 from scheduler.loop import run
 from scheduler.port import ChannelPort
 from scheduler.tick import Tick
-from tests.fakes import FakeClock, KVEchoRunner
+from tests.fakes import FakeClock, KVEchoRunner, ScriptedPort
 from tests.scheduler.build import SETTINGS, SHAPES, Watcher, ask
 
 
 def test_what_a_client_sends_arrives_in_order_with_its_origin() -> None:
+    # document: O-13
     channel = LocalChannel()
     one, two = channel.client(1), channel.client(2)
     one.send(Abort(rid="a"))
@@ -38,6 +40,7 @@ def test_what_a_client_sends_arrives_in_order_with_its_origin() -> None:
 
 
 def test_answers_reach_only_their_origin_and_broadcasts_reach_all() -> None:
+    # document: O-13
     channel = LocalChannel()
     one, two = channel.client(1), channel.client(2)
     reply = Reply(call="x", success=True, message="")
@@ -174,3 +177,9 @@ def test_a_question_that_fails_is_answered_as_failed() -> None:
     [reply] = client.receive(0)
     assert isinstance(reply, Reply)
     assert (reply.call, reply.success) == ("c", False)
+
+
+def test_every_command_of_the_wire_has_a_handler() -> None:
+    # document: O-12
+    engine = assemble(ScriptedPort({}), KVEchoRunner(SHAPES), SETTINGS, ())
+    assert set(engine.handlers) == set(get_args(Command))

@@ -1,7 +1,5 @@
 """Urgency, the order by it, whom a full queue drops, who gives way, and who is overdue: pure functions."""
 
-from collections.abc import Iterable
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +8,7 @@ from hypothesis import strategies as st
 from scheduler.commands import FinishReason, SamplingParams
 from scheduler.deadlines import TimeLimits, overdue_running, overdue_waiting
 from scheduler.preemption import Preemption, Shortfall, victims
-from scheduler.priority import Direction, NeverRun, displaced, urgency, urgent_first
+from scheduler.priority import Direction, Levels, displaced, urgency
 from scheduler.request import Finish, Request, Waits
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
@@ -51,30 +49,26 @@ def test_the_two_directions_are_opposite_and_a_request_without_priority_is_the_l
     assert urgency(one, "off") == urgency(None, "off")
 
 
-@given(urgencies=URGENCIES)
-def test_the_order_by_urgency_keeps_the_given_order_among_equals(urgencies: list[int]) -> None:
-    def backwards(waiting: list[Request]) -> Iterable[Request]:
-        return reversed(waiting)
-
-    ordered = [(-r.urgency, -r.number) for r in urgent_first(backwards)(requests(urgencies))]
-    assert ordered == sorted(ordered)
-    assert len(ordered) == len(urgencies)
-
-
-@given(steps=st.lists(st.tuples(st.booleans(), st.integers(-2, 2), st.integers(0, 20)), max_size=40))
-def test_those_that_never_ran_are_listed_the_least_urgent_first_and_of_equals_the_youngest(
-    steps: list[tuple[bool, int, int]],
+@given(steps=st.lists(st.tuples(st.sampled_from(["add", "back", "remove"]), st.integers(-2, 2), st.integers(0, 20))))
+def test_the_levels_hold_the_queue_by_urgency_and_list_those_that_never_ran_the_youngest_of_the_least_urgent_first(
+    steps: list[tuple[str, int, int]],
 ) -> None:
-    queue, model = NeverRun(), dict[int, Request]()
-    for number, (adds, level, index) in enumerate(steps):
-        if adds:
-            model[number] = request(number, level)
-            queue.add(model[number])
+    levels, queue = Levels(), list[Request]()
+    for number, (step, level, index) in enumerate(steps):
+        if step == "add" or not queue:
+            queue.append(request(number, level))
+            levels.add(queue[-1])
         else:
-            gone = model.pop(sorted(model)[index % len(model)]) if model else request(number, level)
-            queue.discard(gone)
-            queue.discard(gone)
-        assert list(queue) == sorted(model.values(), key=lambda r: (r.urgency, -r.number))
+            gone = queue.pop(index % len(queue))
+            levels.remove(gone)
+            if step == "back":
+                gone.retractions += 1
+                queue.insert(0, gone)
+                levels.put_back(gone)
+        assert [r for each in levels for r in each] == sorted(queue, key=lambda r: -r.urgency)
+        assert all(len({r.urgency for r in each}) == 1 for each in levels)
+        never_ran = [r for r in queue if not r.retractions]
+        assert list(levels.never_run()) == sorted(never_ran, key=lambda r: (r.urgency, -r.number))
 
 
 @given(
@@ -87,11 +81,11 @@ def test_those_that_never_ran_are_listed_the_least_urgent_first_and_of_equals_th
 def test_a_full_queue_drops_no_more_than_needed_and_nobody_in_vain(
     urgencies: list[int], lengths: list[int], newcomer: int, count: int, tokens: int
 ) -> None:
-    queue = NeverRun()
+    levels = Levels()
     for number, each in enumerate(urgencies):
-        queue.add(request(number, each, lengths[number]))
-    gone = displaced(queue, newcomer, count, tokens)
-    weaker = [r for r in queue if r.urgency < newcomer]
+        levels.add(request(number, each, lengths[number]))
+    gone = displaced(levels.never_run(), newcomer, count, tokens)
+    weaker = [r for r in levels.never_run() if r.urgency < newcomer]
     assert gone == weaker[: len(gone)]
 
     def enough(dropped: list[Request]) -> bool:

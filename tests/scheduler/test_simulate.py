@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.errors import ConfigError
-from model.interface import Family, Shapes
+from model.interface import Family, Shapes, StepInput
 from scheduler.assembly import Settings, assemble
 from scheduler.commands import Abort, Finished, Generate, Rejected, SamplingParams, Shutdown, StepStats
 from scheduler.figures import Figures
 from scheduler.loop import run
 from scheduler.recording import Recorder
 from scheduler.replay import arrivals, open_recording, play
-from scheduler.simulate import TURN_NS, ClosedLoop, Source, Timeline, simulate
-from scheduler.step_times import StepClock
+from scheduler.simulate import ROUND_TRIP_NS, TURN_NS, ClosedLoop, Source, Timeline, simulate
+from scheduler.step_times import CopyTimes, StepClock
 from scheduler.trace import Arrival, Synthetic, TraceError
 from tests.fakes import KVEchoRunner, ScriptedPort
 from tests.scheduler.build import Watcher
@@ -31,7 +31,7 @@ STEP_S = 0.02
 
 
 def measured(source: Source, seconds: float = STEP_S, setting: Settings = SETTINGS) -> Figures:
-    return simulate(source, SHAPES, setting, StepClock(times(SHAPES, seconds))).figures("model", 1.0)
+    return simulate(source, SHAPES, setting, StepClock(times(SHAPES, seconds), SHAPES.page_size)).figures("model", 1.0)
 
 
 def ask(rid: str, prompt_len: int, max_tokens: int, **params: object) -> Generate:
@@ -57,14 +57,15 @@ def test_a_recording_planned_at_its_recorded_turns_has_the_servers_plans_steps_a
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         watcher, port = record(workload, path)
-        replayed = play(open_recording(path))
+        told: list[StepInput] = []
+        replayed = play(open_recording(path), told.append)
     served = [event for event in watcher.events if isinstance(event, StepStats)][-1]
     figures = replayed.meter.figures("recorded", 1.0)
     kinds = {
         family: sum(n for name, n in figures.steps_by_program.items() if name.startswith(family)) for family in Family
     }
     assert replayed.compared > 0
-    assert figures.steps == served.step
+    assert figures.steps == served.step == len(told)
     assert (kinds["decode"], kinds["mixed"], kinds["score"]) == (
         served.steps_decode,
         served.steps_mixed,
@@ -92,7 +93,7 @@ def test_on_the_fake_clock_every_request_is_answered_once_and_says_what_it_shoul
         if data.draw(st.integers(0, 5)) == 0:
             script.append(Arrival(at + data.draw(st.integers(0, 10**8)), Abort(rid=request.rid)))
     script.sort(key=lambda arrival: arrival.at_ns)
-    steps = StepClock(times(workload.shapes, data.draw(st.sampled_from([1e-4, 1e-2]))))
+    steps = StepClock(times(workload.shapes, data.draw(st.sampled_from([1e-4, 1e-2]))), 1)
     meter = simulate(Timeline(script), workload.shapes, workload.settings, steps)
     figures = meter.figures("model", 1.0)
     assert (figures.requests, figures.unanswered) == (len(workload.requests), 0)
@@ -129,6 +130,12 @@ def test_steps_twice_as_fast_double_the_throughput_of_a_saturated_trace() -> Non
     assert fast.steps == slow.steps
     assert fast.out_tok_s / slow.out_tok_s == pytest.approx(2, rel=0.03)
     assert slow.queue_max > 0
+
+
+def test_a_client_asks_again_after_a_round_trip() -> None:
+    one_client = Synthetic(requests=3, prompt_len=(20, 20), output_len=(1, 1))
+    figures = measured(ClosedLoop(one_client.arrivals(SHAPES.vocab_size), 1))
+    assert figures.seconds == pytest.approx(3 * STEP_S + 2 * ROUND_TRIP_NS / 1e9, abs=9 * TURN_NS / 1e9)
 
 
 def test_requests_far_apart_are_not_slowed_by_each_other() -> None:
@@ -172,12 +179,13 @@ def test_a_token_that_ends_answers_on_the_server_ends_none_here() -> None:
 
 
 def test_a_longer_context_costs_what_the_table_says() -> None:
+    # a step of 20 ms at 100 tokens and of 40 ms at 1,100
     longer = [msgspec.structs.replace(time, context_tokens=1100, seconds=2 * STEP_S) for time in times(SHAPES, STEP_S)]
-    steps = StepClock((*times(SHAPES, STEP_S), *longer))  # a step of 20 ms at 100 tokens and of 40 ms at 1,100
+    steps = StepClock((*times(SHAPES, STEP_S), *longer), SHAPES.page_size)
     first = simulate(Timeline([Arrival(0, ask("a", 60, 1))]), SHAPES, SETTINGS, steps).figures("model", 1.0)
     second = simulate(Timeline([Arrival(0, ask("a", 250, 1))]), SHAPES, SETTINGS, steps).figures("model", 1.0)
-    assert first.ttft_ms.p50 == pytest.approx(20, abs=0.5)
-    assert second.ttft_ms.p50 == pytest.approx(20 + 20 * 150 / 1000, abs=0.5)
+    assert first.ttft_ms.p50 == pytest.approx(18 + 20 * 60 / 1000, abs=0.5)
+    assert second.ttft_ms.p50 == pytest.approx(18 + 20 * 250 / 1000, abs=0.5)
 
 
 def test_shared_prefixes_are_found_in_the_cache() -> None:
@@ -212,8 +220,8 @@ def test_a_recordings_requests_can_be_asked_on_the_fake_clock(workload: Workload
         path = Path(folder) / "run"
         _, port = record(workload, path)
         recording = open_recording(path)
-        steps = StepClock(times(workload.shapes, 1e-3))
-        meter = simulate(Timeline(arrivals(recording)), workload.shapes, workload.settings, steps)
+        steps = StepClock(times(workload.shapes, 1e-3), workload.shapes.page_size)
+        meter = simulate(Timeline(arrivals(recording)), recording.header.shapes, recording.header.settings, steps)
     figures = meter.figures("model", 1.0)
     refused = sum(isinstance(answer, Rejected) for _, answer in port.answers)
     assert (figures.requests, figures.rejected) == (len(workload.requests), refused)
@@ -222,8 +230,42 @@ def test_a_recordings_requests_can_be_asked_on_the_fake_clock(workload: Workload
         assert figures.output_tokens == said
 
 
+def with_host_tier(times_of_copies: CopyTimes | None, host_pages: int = 200) -> Figures:
+    """Four prefixes take turns on a pool that holds one of them."""
+    requests = [Arrival(number * 10**9, turn(number)) for number in range(20)]
+    setting = msgspec.structs.replace(SETTINGS, num_pages=14, host_pages=host_pages, check="every_step")
+    steps = StepClock(times(SHAPES, STEP_S), SHAPES.page_size)
+    return simulate(Timeline(requests), SHAPES, setting, steps, times_of_copies).figures("model", 1.0)
+
+
+def turn(number: int) -> Generate:
+    params = SamplingParams(max_new_tokens=2, seed=0)
+    return Generate(rid=str(number), prompt=[5 + number % 4] * 160 + [number], params=params)
+
+
+def test_what_the_device_drops_comes_back_from_the_host_tier() -> None:
+    assert with_host_tier(None, host_pages=0).hit_rate == 0
+    found = with_host_tier(CopyTimes(save_s=1e-6, load_s=1e-6))
+    assert found.hit_rate == pytest.approx(16 * 160 / (20 * 161), abs=1e-6)
+
+
+def test_a_load_puts_the_step_off_that_reads_it_and_a_save_is_heard_of_when_it_is_done() -> None:
+    quick, slow_load, slow_save = (
+        with_host_tier(CopyTimes(save_s=save, load_s=load)) for save, load in ((1e-6, 1e-6), (1e-6, 0.01), (0.3, 1e-6))
+    )
+    assert quick.hit_rate == slow_load.hit_rate
+    assert slow_load.ttft_ms.p50 - quick.ttft_ms.p50 == pytest.approx(10 * 10, abs=1)  # 160 tokens in pages of 16
+    assert slow_save.hit_rate == quick.hit_rate
+    assert slow_save.ttft_ms.p50 > quick.ttft_ms.p50 + 1000  # the next request's step waits behind the copies
+
+
+def test_a_host_tier_whose_copies_were_not_measured_is_refused_by_the_key_to_measure_with() -> None:
+    with pytest.raises(ConfigError, match="cache.host=true"):
+        with_host_tier(None)
+
+
 def test_a_program_without_a_time_is_named() -> None:
-    steps = StepClock(tuple(time for time in times(SHAPES, 1.0) if time.size != 8))
+    steps = StepClock((time for time in times(SHAPES, 1.0) if time.size != 8), SHAPES.page_size)
     with pytest.raises(ConfigError, match="no time of the program decode/lean/8"):
         steps.check(SHAPES)
     requests = [Arrival(0, ask(str(number), 9, 3)) for number in range(5)]
@@ -233,4 +275,4 @@ def test_a_program_without_a_time_is_named() -> None:
 
 def test_a_vocabulary_of_one_token_is_refused() -> None:
     with pytest.raises(TraceError, match="at least two tokens"):
-        simulate(Timeline([]), replace(SHAPES, vocab_size=1), SETTINGS, StepClock(times(SHAPES, 1.0)))
+        simulate(Timeline([]), replace(SHAPES, vocab_size=1), SETTINGS, StepClock(times(SHAPES, 1.0), SHAPES.page_size))

@@ -48,7 +48,8 @@ def test_only_the_identity_of_a_frontend_is_read_as_its_number(index: int, noise
 
 def test_endpoints_of_replicas_and_of_purposes_all_differ() -> None:
     endpoints = Endpoints("/tmp/x")
-    assert len({endpoints.engine(0), endpoints.engine(1), endpoints.stats, endpoints.collector}) == 4
+    engines = {endpoints.engine(0), endpoints.engine(1), endpoints.engine(0, life=1)}
+    assert len({*engines, endpoints.stats, endpoints.collector}) == 5
 
 
 def test_a_child_leaves_at_once_when_its_parent_has_gone() -> None:

@@ -73,6 +73,15 @@ def test_decode_lines_come_every_so_many_decode_steps_and_name_the_program(caplo
         assert float(match[3]) > 0
 
 
+def test_a_rest_begins_the_count_of_decode_steps_anew(caplog: pytest.LogCaptureFixture) -> None:
+    # document: O-22
+    one: dict[int, list[Command]] = {0: [ask("a", [1], 14)]}
+    assert len(lines_of(one, 10, caplog)) == 1
+    caplog.clear()
+    lines = lines_of({**one, 300: [ask("b", [2], 10)], 600: [ask("c", [3], 14)]}, 10, caplog)
+    assert len([line for line in lines if line.startswith("decode")]) == 2  # of a and of c; b is too short for one
+
+
 def test_a_decode_line_names_what_the_engine_does_not_have_only_once_it_has_it() -> None:
     # document: M-5, M-20
     plan = Plan(size=4)

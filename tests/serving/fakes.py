@@ -32,7 +32,7 @@ from scheduler.commands import (
     Story,
     TokenLogprobs,
 )
-from serving.engine_client import EngineGone
+from serving.engine_wire import EngineGone
 from serving.protocol.collector import Health, Load
 
 TEMPLATE = (
@@ -108,6 +108,8 @@ class FakeEngine:
     pace_s: float = 0.0
     heard: list[Command] = field(default_factory=list)
     idle: bool = True
+    deaf: bool = False
+    """Whether questions get no answer."""
     _out: asyncio.Queue[Message | Exception] = field(default_factory=asyncio.Queue)
     _tasks: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _groups: dict[str, Generate] = field(default_factory=dict)
@@ -130,7 +132,7 @@ class FakeEngine:
                     self._end(self._groups[rid], FinishReason.STOP, [], matched, command.num_tokens)
             case FlushCache(call=call):
                 self._out.put_nowait(Reply(call=call, success=self.idle, message="Cache flushed."))
-            case GetState(call=call):
+            case GetState(call=call) if not self.deaf:
                 self._out.put_nowait(Reply(call=call, success=True, message="", state={"running": 0}))
             case Explain(call=call) | Look(call=call):
                 self._out.put_nowait(Reply(call=call, success=True, message=""))

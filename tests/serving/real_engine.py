@@ -3,7 +3,7 @@
 import asyncio
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ import httpx2
 
 from model.interface import Shapes, StepInput, StepOutput
 from scheduler.assembly import Settings, assemble
-from scheduler.commands import Command, Generate, Message, Shutdown, StepStats
+from scheduler.commands import Batch, Command, Finished, Generate, Message, Rejected, Shutdown, StepStats
 from scheduler.local_channel import LocalChannel
 from scheduler.loop import run
 from scheduler.observe import Event
@@ -106,6 +106,8 @@ class EngineLink:
         self._messages: deque[Message] = deque([first])
         self.sent: set[str] = set()
         """The clients' ids of the requests handed over."""
+        self.ended: Counter[str] = Counter()
+        """Terminal answers by the engine's id of the request."""
 
     async def send(self, command: Command) -> None:
         self._client.send(command)
@@ -115,6 +117,8 @@ class EngineLink:
     async def receive(self) -> Message:
         while not self._messages:
             self._messages.extend(await asyncio.to_thread(self._client.receive, 0.02))
+            batches = [message.messages for message in self._messages if isinstance(message, Batch)]
+            self.ended.update(one.rid for batch in batches for one in batch if isinstance(one, Finished | Rejected))
         return self._messages.popleft()
 
 

@@ -12,7 +12,8 @@ import uvicorn
 
 from configs.schema import EngineConfig
 from serving.app import build_app
-from serving.engine_client import EngineClient, Link
+from serving.engine_client import EngineClient
+from serving.engine_wire import Link
 from tests.serving.fakes import FakeCollector, FakeEngine, Script, Sink, make_config, make_ready
 
 

@@ -18,6 +18,7 @@ model:
   cache_dir: {cache}
 cache:
   max_total_tokens: 256
+  host: true
 scheduler:
   max_running_requests: 2
   chunk_tokens: 32
@@ -39,8 +40,12 @@ def test_every_program_is_measured_and_the_table_serves_the_simulator(
     table = read_table(steps)
     measured = [f"{time.family}/{time.variant}/{time.size}" for time in table.times]
     assert sorted(measured) == sorted(
-        2 * ["decode/lean/2", "mixed/lean/64", "decode/full/2", "mixed/full/64", "score/lean/64"]
+        2 * ["decode/lean/2", "decode/full/2", "score/lean/64", *2 * ["mixed/lean/64", "mixed/full/64"]]
     )
+    pieces = {time.pairs for time in table.times if time.family == "mixed"}
+    assert {8 * sum(range(context + 1, context + 9)) for context in (1, 8)} <= pieces, "pieces alone are measured, too"
+    assert table.copies is not None
+    assert "a page to host memory" in result.stdout
     assert all(name in result.stdout for name in measured)
     assert {time.context_tokens for time in table.times if time.family == "decode"} == {2 * (1 + 1), 2 * (8 + 1)}
     assert "a-secret" not in steps.read_text()

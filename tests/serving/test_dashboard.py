@@ -186,6 +186,26 @@ def test_who_asks_for_it_is_told_in_the_usage_what_the_time_was_spent_on(folder:
         assert all(not (chunk.get("usage") or {}).get("waits") for chunk in chunks[:-1])
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_usage_of_a_choice_that_a_stop_string_ended_says_it_too(folder: Path, stream: bool) -> None:
+    with real_engine(folder, num_rows=1) as engine:
+        engine.gate.open()
+        body = {"model": "tiny", "prompt": "The quick", "max_tokens": 40, "ignore_eos": True, "explain": True}
+        url = f"{engine.url}/v1/completions"
+        text = httpx2.post(url, json=body, timeout=PATIENCE_S).json()["choices"][0]["text"]
+        body |= {"stop": [text[8:10]], "stream": stream, "stream_options": {"include_usage": True} if stream else None}
+        reply = httpx2.post(url, json=body, timeout=PATIENCE_S)
+        if stream:
+            chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+            assert [chunk["choices"][0]["finish_reason"] for chunk in chunks if chunk["choices"]][-1] == "stop"
+            used = chunks[-1]["usage"]
+        else:
+            assert reply.json()["choices"][0]["finish_reason"] == "stop"
+            used = reply.json()["usage"]
+        assert used["completion_tokens"] < 40
+        assert {"tokenizing", "new"} <= set(used["waits"])
+
+
 @pytest.mark.parametrize("rid", ["nobody", "x" * 257])
 def test_an_unknown_request_is_not_found(folder: Path, rid: str) -> None:
     with serve(folder, script) as service:

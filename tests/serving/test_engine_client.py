@@ -4,13 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.schema import Parallel
 from scheduler.commands import Delta, Finished, FinishReason, Generate, RequestTimes, SamplingParams, Stop
 from serving.answer import Answer, Piece
+from serving.call import Call
 from serving.detokenizer import ByteDetokenizer
-from serving.engine_client import Call, EngineClient
+from serving.engine_client import EngineClient
 from serving.protocol.errors import RequestError
 from serving.protocol.reply import merge
 from tests.serving.fakes import FakeEngine, Sink
+from tests.serving.process.figures import ready
 
 TIMES = RequestTimes(arrived_ns=0, admitted_ns=0, first_token_ns=0, finished_ns=0, waited_ns={})
 
@@ -53,8 +56,13 @@ def test_waiting_for_news_gives_up_after_its_time():
 def test_requests_go_to_the_engine_with_the_fewest_open_ones():
     async def scenario() -> list[int]:
         engines = [FakeEngine(lambda request: [1]), FakeEngine(lambda request: [1])]
-        client = EngineClient(engines, frontend=0, stats=Sink())
+        client = EngineClient(engines, frontend=0, stats=Sink(), parallel=Parallel(replicas=2))
+        reading = asyncio.create_task(client.run())
+        for engine in engines:
+            engine.say(ready())
+        await client.wait_ready()
         await client.open([ask(f"r{i}") for i in range(6)], "/x")
+        reading.cancel()
         return [engine.count(Generate) for engine in engines]
 
     assert asyncio.run(scenario()) == [3, 3]
@@ -91,7 +99,7 @@ def test_a_dead_engine_fails_open_calls_and_refuses_new_ones():
             await call.take(5)
         with pytest.raises(RequestError, match="has stopped"):
             await client.open([ask("b")], "/x")
-        await reading
+        reading.cancel()
 
     asyncio.run(scenario())
 

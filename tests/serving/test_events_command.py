@@ -14,7 +14,7 @@ def test_the_tail_prints_what_was_missed_too_and_what_the_cache_holds(tmp_path: 
     with zmq.Context() as context:
         publisher = KVPublisher(context, f"ipc://{tmp_path}/e", f"ipc://{tmp_path}/r", "", 10)
         publisher.publish([BlockStored([10, 11], None, [1, 2, 3, 4], 2), BlockStored([12], 11, [5, 6], 2)])
-        publisher.publish([BlockRemoved([12])])
+        publisher.publish([BlockRemoved([12]), BlockStored([11], 10, [3, 4], 2, group_idx=1)])
         publisher.publish([AllBlocksCleared()])
         arguments = ["tail", f"ipc://{tmp_path}/e", "--replay", f"ipc://{tmp_path}/r", "--count", "3"]
         assert main(arguments, lines.append) == 0
@@ -24,7 +24,8 @@ def test_the_tail_prints_what_was_missed_too_and_what_the_cache_holds(tmp_path: 
         "0 stored on GPU after b, 2 tokens: c",
         "0 cache: 3 on GPU",
         "1 removed from GPU: c",
-        "1 cache: 2 on GPU",
+        "1 stored on GPU, page group 1 after a, 2 tokens: b",
+        "1 cache: 2 on GPU, 1 on GPU, page group 1",
         "2 all blocks cleared",
         "2 cache: empty",
     ]

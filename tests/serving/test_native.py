@@ -82,7 +82,7 @@ def test_only_the_output_is_scored_unless_a_start_is_given(service):
         ({"text": "x", "sampling_params": {"json_schema": "{}"}}, "sampling_params.json_schema"),
         ({"text": ["x", "y"], "sampling_params": [{}]}, "sampling_params"),
         ({"text": "x", "logprob_start_len": 99}, "logprob_start_len"),
-        ({"text": "x", "lora_path": "a"}, "lora_path"),
+        ({"text": ["x", "y"], "lora_path": ["a"]}, "lora_path"),
     ],
 )
 def test_bad_native_requests_name_the_field(service, body, param):

@@ -197,17 +197,18 @@ BAD = [
 @pytest.mark.parametrize(
     ("extra", "expected"),
     [
-        ({}, (None, None)),
-        ({"extra_key": "k"}, ("k", None)),
-        ({"cache_salt": "k"}, (None, "k")),
-        ({"extra_key": "k", "cache_salt": "s"}, ("k", "s")),
-        ({"extra_key": "", "cache_salt": ""}, (None, None)),
+        ({}, (None, None, None)),
+        ({"extra_key": "k"}, ("k", None, None)),
+        ({"cache_salt": "k"}, (None, "k", None)),
+        ({"lora_path": "k"}, (None, None, "k")),
+        ({"extra_key": "k", "cache_salt": "s", "lora_path": "a"}, ("k", "s", "a")),
+        ({"extra_key": "", "cache_salt": "", "lora_path": ""}, (None, None, None)),
     ],
 )
-def test_a_key_and_a_salt_reach_the_cache_apart(client, service, extra, expected):
+def test_a_key_a_salt_and_an_adapter_reach_the_cache_apart(client, service, extra, expected):
     client.chat.completions.create(model="tiny", messages=ASK, max_tokens=2, extra_body=extra)
     sent = [command for command in service.engine.heard if isinstance(command, Generate)][-1]
-    assert (sent.extra_key, sent.cache_salt) == expected
+    assert (sent.extra_key, sent.cache_salt, sent.adapter) == expected
 
 
 @pytest.mark.parametrize(("extra", "param"), BAD, ids=[f"{i}-{param}" for i, (_, param) in enumerate(BAD)])

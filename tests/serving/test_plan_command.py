@@ -98,11 +98,24 @@ def test_a_recording_is_asked_again_on_the_fake_clock(
     assert (figures["clock"], figures["finished"], figures["output_tokens"]) == ("model", 2, 8)
 
 
+@pytest.mark.parametrize("asked", ["TRACE", "RECORDING"])
+def test_clients_ask_the_requests_of_a_trace_one_after_the_other(
+    asked: str, trace: str, recording: str, steps: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [{"TRACE": trace, "RECORDING": recording}[asked], "--steps", steps, "--set", "scheduler.order=lpm"]
+    one, two = (planned(capsys, *command, "--concurrency", clients)["figures"] for clients in ("1", "2"))
+    assert one["finished"] == two["finished"] == one["requests"]
+    assert one["output_tokens"] == two["output_tokens"]
+    assert two["seconds"] < one["seconds"] < 4 or asked == "RECORDING"  # the lines come a second after each other
+    assert one["queue_max"] == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["TRACE"], "--steps: is missing"),
         (["RECORDING", "--set", "scheduler.order=lpm"], "--set: wants --steps"),
+        (["RECORDING", "--concurrency", "2"], "--concurrency: wants --steps"),
         (["TRACE", "--steps", "TRACE"], "is no table of step times"),
         (["TRACE", "--steps", "STEPS", "--set", "scheduler.ordr=lpm"], "did you mean scheduler.order?"),
         (["TRACE", "--steps", "STEPS", "--set", "scheduler.chunk_tokens=512"], "no time of the program mixed/lean/128"),

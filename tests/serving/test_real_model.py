@@ -1,7 +1,5 @@
 """The whole service with the real model, as the unmodified OpenAI client and lm-eval see it."""
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,12 +11,12 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
-from tests.serving.process.service import ROOT, Service, free_port
+from tests.serving.process.real_service import launched
+from tests.serving.process.service import ROOT, Service
 from tests.serving.process.test_service import metric
 
 pytestmark = pytest.mark.model
 
-START_S = 300.0
 WAIT_S = 60.0
 CONTEXT, PAGE = 2048, 16
 NAME = "smollm2-135m"
@@ -85,32 +83,10 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     folder = tmp_path_factory.mktemp("real")
-    port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "serving", "serve", "configs/smollm2-135m.yaml", "--port", str(port)]
-    for setting in SETTINGS:
-        command += ["--set", setting]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
-    service = Service(process, f"http://127.0.0.1:{port}", folder, log)
-
-    def ready() -> bool:
-        assert process.poll() is None, service.said
-        try:
-            return service.status("/readyz") == 200
-        except httpx2.TransportError:
-            return False
-
-    try:
-        wait_for(ready, "the service did not become ready", START_S)
+    with launched(ROOT / "configs" / "smollm2-135m.yaml", folder, *SETTINGS) as service:
         first = posted(service, SCORED)
         with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S) as client:
             yield Real(service, client, first)
-        process.terminate()
-        assert service.wait() == 0, service.said
-    finally:
-        service.client.close()
-        process.kill()
-        process.wait()
 
 
 def greedy(logprobs: dict[str, Any]) -> list[bool]:

@@ -20,7 +20,8 @@ from scheduler.commands import (
     RequestTimes,
     SamplingParams,
 )
-from serving.request_log import MAX_CHARS, LoggedLink, RequestLog
+from serving.engine_wire import EngineGone
+from serving.request_log import MAX_CHARS, ListenedLink, RequestLog
 from tests.serving.fakes import make_config, make_ready
 
 PROMPT = [104, 105]
@@ -37,6 +38,8 @@ class Script:
         self.heard.append(command)
 
     async def receive(self) -> Message:
+        if not self._messages:
+            raise EngineGone("killed")
         return self._messages.pop(0)
 
 
@@ -66,7 +69,7 @@ def logged(
     log = RequestLog(level)
     log.load_text(make_ready(folder), make_config())
     inner = Script(list(answers))
-    link = LoggedLink(inner, log)
+    link = ListenedLink(inner, log)
 
     async def go() -> None:
         await link.send(request)
@@ -122,6 +125,24 @@ def test_a_refusal_ends_the_lines_of_a_request_and_probes_have_none(
     lines = logged(1, folder, generate(), refusal, *answers(), caplog=caplog)
     assert [message for message, _ in lines] == ["request received", "request rejected"]
     assert logged(3, folder, generate("health-1"), *answers("health-1"), caplog=caplog) == []
+
+
+def test_a_request_whose_engine_dies_is_lost_and_one_that_was_answered_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def go() -> None:
+        link = ListenedLink(Script([Batch(messages=[finished("done", [72], 1)])]), RequestLog(1))
+        for rid in ("open", "done"):
+            await link.send(generate(rid))
+        await link.receive()
+        for _ in range(2):
+            with pytest.raises(EngineGone):
+                await link.receive()
+
+    with caplog.at_level(logging.INFO, "serving.request_log"):
+        asyncio.run(go())
+    lines = [(record.getMessage(), record.__dict__[FIELDS]["rid"]) for record in caplog.records]
+    assert lines[2:] == [("request finished", "done"), ("request lost with its engine", "open")]
 
 
 def test_by_default_nothing_is_logged_of_requests() -> None:

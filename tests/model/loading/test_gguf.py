@@ -115,7 +115,9 @@ def test_threads_read_what_one_thread_reads(tmp_path: Path):
             np.testing.assert_array_equal(read, checkpoint.read(name))
 
 
-@pytest.mark.parametrize("name", ["blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "attn_q.weight", "token_embd"])
+@pytest.mark.parametrize(
+    "name", ["blk.0.ssm_in.weight", "blk.0.ffn_gate_exps.weight", "blk.x.attn_q.weight", "attn_q.weight", "token_embd"]
+)
 def test_a_tensor_that_no_supported_model_has_is_refused(name: str):
     with pytest.raises(ConfigError, match="no supported architecture"):
         hugging_face_name(Path("model.gguf"), name)

@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { applyFrames, buckets, createModel, extent, readTimeline, rowsBetween, stepsBetween, treeRows } from "../../../serving/dashboard/model.js";
+import { applyFrames, buckets, createModel, extent, fullness, fullnessNow, readTimeline, rowsBetween, stepsBetween, treeRows, windowFor } from "../../../serving/dashboard/model.js";
+import { ticks } from "../../../serving/dashboard/timeline.js";
 import { eventParser } from "../../../serving/dashboard/sse.js";
 import { duration, percent, shortId } from "../../../serving/dashboard/words.js";
 
@@ -75,6 +76,28 @@ test("a file that is no timeline is refused with what to do", () => {
   const old = story("a", "ended", [["decode", 0, 5, 0, 0, null]]);
   const long = readTimeline(JSON.stringify({ format: "radjax-timeline", version: 1, frames: [frame(9e12, [], [old])] }));
   assert.equal(long.requests.size, 1, "a recording is kept whole");
+});
+
+test("a recording is shown whole if a window can be that long", () => {
+  const model = createModel();
+  applyFrames(model, [frame(9e9, [step(1, 2e9, 9e9)], [])]);
+  assert.deepEqual([[1, 7, 10], [1, 5], [8]].map((lengths) => windowFor(model, lengths)), [7, 5, 8]);
+});
+
+test("how full it is now is counted in requests, how full it was is what the last step says", () => {
+  const model = createModel();
+  const stories = ["running", "waiting", "ended"].map((state) => story(state, state, [["decode", 0, 5, 0, 0, null]]));
+  applyFrames(model, [frame(9, [step(1, 0, 9)], stories, { omitted: 2 })]);
+  assert.deepEqual(fullnessNow(model), { running: 1, waiting: 3 });
+  assert.deepEqual(fullness(model.steps), { running: 1, waiting: 0 });
+  assert.deepEqual(fullness([]), { running: 0, waiting: 0 });
+});
+
+test("marks of the axis lie whole steps from their origin, inside the window", () => {
+  assert.deepEqual(ticks(0, 10, 10, 4), [2, 6]);
+  assert.deepEqual(ticks(5, 25, 0, 10), [10, 20]);
+  assert.deepEqual(ticks(0, 20, 0, 10), [10]);
+  assert.deepEqual(ticks(0, 3, 3, 4), []);
 });
 
 test("numbers are short", () => {

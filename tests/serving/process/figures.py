@@ -5,7 +5,7 @@ import msgspec
 from scheduler.commands import Ready, RequestStats, StepStats
 
 
-def step_stats(**given: int | float | str) -> StepStats:
+def step_stats(**given: int | float | str | dict[str, int]) -> StepStats:
     """All zero, or what it is unless given."""
     zeros: dict[str, int | float] = {field.name: 0 for field in msgspec.structs.fields(StepStats) if field.required}
     return msgspec.convert(zeros | given, StepStats)

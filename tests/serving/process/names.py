@@ -1,9 +1,10 @@
 """Names that dashboards, routers and alert rules for other servers read: type, then labels. Counters without suffix.
 
-From the servers' own metric lists; what belongs to features that do not exist here is left out.
+From the servers' own metric lists (SGLang ``srt/observability/metrics_collector.py`` at 016d8605, vLLM
+``vllm/v1/metrics/loggers.py``); what belongs to features that do not exist here is left out.
 """
 
-_ENGINE = ("model_name", "engine_type", "tp_rank", "pp_rank")
+_ENGINE = ("model_name", "engine_type", "tp_rank", "pp_rank", "moe_ep_rank")
 _FRONT = ("model_name", "engine_type")
 _STREAM = (*_FRONT, "is_streaming")
 _VLLM = ("model_name", "engine")
@@ -53,10 +54,17 @@ SGLANG = {
 VLLM = {
     "vllm:num_requests_running": ("gauge", *_VLLM),
     "vllm:num_requests_waiting": ("gauge", *_VLLM),
+    "vllm:num_requests_waiting_by_reason": ("gauge", *_VLLM, "reason"),
     "vllm:kv_cache_usage_perc": ("gauge", *_VLLM),
     "vllm:cache_config_info": ("gauge", "engine", "block_size", "num_gpu_blocks"),
     "vllm:prefix_cache_queries": ("counter", *_VLLM),
     "vllm:prefix_cache_hits": ("counter", *_VLLM),
+    "vllm:external_prefix_cache_queries": ("counter", *_VLLM),
+    "vllm:external_prefix_cache_hits": ("counter", *_VLLM),
+    "vllm:gpu_cache_usage_perc": ("gauge", *_VLLM),
+    "vllm:gpu_prefix_cache_queries": ("counter", *_VLLM),
+    "vllm:gpu_prefix_cache_hits": ("counter", *_VLLM),
+    "vllm:time_per_output_token_seconds": ("histogram", *_VLLM),
     "vllm:num_preemptions": ("counter", *_VLLM),
     "vllm:prompt_tokens": ("counter", *_VLLM),
     "vllm:prompt_tokens_by_source": ("counter", *_VLLM, "source"),
@@ -88,3 +96,50 @@ GATEWAY = {
     "sglang": ("sglang:num_queue_reqs", "sglang:num_running_reqs", "sglang:token_usage"),
 }
 """Queue, running, use of the KV cache: what the Gateway API inference extension asks of a model server."""
+CACHE_SIZES = {
+    "vllm": ("vllm:cache_config_info", "block_size", "num_gpu_blocks"),
+    "sglang": ("sglang:cache_config_info", "page_size", "num_pages"),
+}
+"""From labels of which its prefix scorer takes the sizes: ``docs/proposals/003-model-server-protocol`` at 84436a96."""
+
+DASHBOARDS = {
+    # examples/monitoring/grafana/dashboards/json/sglang-dashboard.json at bac2cc67
+    "sglang": (
+        *("sglang:e2e_request_latency_seconds", "sglang:time_to_first_token_seconds", "sglang:num_running_reqs"),
+        *("sglang:gen_throughput", "sglang:cache_hit_rate", "sglang:num_queue_reqs"),
+    ),
+    # examples/observability/dashboards/grafana/vllm_overview.json at 0b9faa41, prometheus_grafana/grafana.json there at
+    # 4b5c627c and before that at e88892c9, less what is of multimodal models, and of swapping, which vLLM gave up
+    "vllm": (
+        *("vllm:request_success", "vllm:prompt_tokens", "vllm:generation_tokens", "http_requests"),
+        *("vllm:time_to_first_token_seconds", "vllm:inter_token_latency_seconds", "vllm:e2e_request_latency_seconds"),
+        *("vllm:request_time_per_output_token_seconds", "vllm:time_per_output_token_seconds"),
+        *("vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:num_requests_waiting_by_reason"),
+        *("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc", "vllm:num_preemptions"),
+        *("vllm:prefix_cache_hits", "vllm:prefix_cache_queries", "vllm:iteration_tokens_total"),
+        *("vllm:external_prefix_cache_hits", "vllm:external_prefix_cache_queries", "vllm:prompt_tokens_by_source"),
+        *("vllm:request_queue_time_seconds", "vllm:request_prefill_time_seconds", "vllm:request_decode_time_seconds"),
+        *("vllm:request_prompt_tokens", "vllm:request_generation_tokens", "vllm:request_max_num_generation_tokens"),
+        "http_request_duration_seconds",
+    ),
+}
+"""What their own dashboards draw."""
+
+ASKED = (
+    'http_requests_total{handler="/generate",method="POST",status="2xx"}',
+    'vllm:num_requests_waiting_by_reason{reason="capacity"}',
+    'vllm:num_requests_waiting_by_reason{reason="deferred"}',
+    'vllm:prompt_tokens_by_source_total{source="local_compute"}',
+    'vllm:prompt_tokens_by_source_total{source="local_cache_hit"}',
+    'vllm:prompt_tokens_by_source_total{source="external_kv_transfer"}',
+    *(f'vllm:request_success_total{{finished_reason="{reason}"}}' for reason in ("stop", "length", "abort", "error")),
+    *(
+        f'vllm:time_to_first_token_seconds_bucket{{le="{bound}"}}'
+        for bound in ("0.1", "0.25", "0.5", "0.75", "1.0", "2.5", "5.0", "10.0")
+    ),
+    *(
+        f'vllm:request_time_per_output_token_seconds_bucket{{le="{bound}"}}'
+        for bound in ("0.025", "0.05", "0.075", "0.1", "0.15", "0.2", "0.3", "0.5")
+    ),
+)
+"""Single series that vLLM's overview picks out by label values, of its service level selectors too."""

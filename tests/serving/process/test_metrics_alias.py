@@ -4,16 +4,24 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from msgspec import structs
 from prometheus_client.parser import text_string_to_metric_families
 
+from scheduler.commands import TierStats
 from serving.collector_wire import HttpStats
 from serving.metrics import Metrics
 from tests.serving.process.figures import ready, request_stats, step_stats
-from tests.serving.process.names import GATEWAY, SGLANG, VLLM
+from tests.serving.process.names import ASKED, CACHE_SIZES, DASHBOARDS, GATEWAY, SGLANG, VLLM
 from tests.serving.process.service import serving
 from tests.serving.process.test_metrics import LABELS
 
 LISTS = {"sglang": SGLANG, "vllm": VLLM}
+TIERS = TierStats(
+    **dict.fromkeys(("host_used", "host_total", "saved", "loaded", "host_evicted", "stored", "fetched"), 0),
+    cached_host=1,
+    cached_storage=0,
+    num_loading=1,
+)
 
 
 def exposition(alias: Literal["none", "sglang", "vllm"]) -> str:
@@ -24,11 +32,15 @@ def exposition(alias: Literal["none", "sglang", "vllm"]) -> str:
         step_stats(
             num_running=3, num_queued=2, tokens_used=32, tokens_total=128, family="decode", size=8, step_tokens=3
         ),
-        step_stats(num_running=3, num_queued=2, tokens_used=32, tokens_total=128, prompt_tokens=9, cached_tokens=4),
-        request_stats(streaming=True),
+        structs.replace(
+            step_stats(num_running=3, num_queued=2, tokens_used=32, tokens_total=128, prompt_tokens=9, cached_tokens=4),
+            tiers=TIERS,
+        ),
+        request_stats(streaming=True, output_tokens=3),
         request_stats("rejected", refusal="queue_full"),
         HttpStats("/generate", "POST"),
         HttpStats("/generate", "POST", 200, 0.1),
+        HttpStats("/health", "GET", 200, 0.1),
     ):
         metrics.take(report)
     return metrics.render().decode()
@@ -69,6 +81,39 @@ def test_what_the_gateway_reads_has_its_meaning(server: Literal["sglang", "vllm"
     assert found[usage] == ("gauge", found[usage][1], [0.25])
 
 
+@pytest.mark.parametrize("server", ["sglang", "vllm"])
+def test_the_gateway_finds_the_sizes_of_the_cache_in_labels(server: Literal["sglang", "vllm"]) -> None:
+    name, block_size, num_blocks = CACHE_SIZES[server]
+    [info] = [family for family in text_string_to_metric_families(exposition(server)) if family.name == name]
+    [sample] = info.samples
+    assert (sample.labels[block_size], sample.labels[num_blocks]) == ("16", "256")
+
+
+@pytest.mark.parametrize("server", ["sglang", "vllm"])
+def test_every_panel_of_their_dashboards_finds_its_figures(server: Literal["sglang", "vllm"]) -> None:
+    assert set(DASHBOARDS[server]) <= set(read(exposition(server)))
+
+
+def test_the_series_that_a_dashboard_picks_by_label_are_there() -> None:
+    series = [
+        (sample.name, sample.labels)
+        for family in text_string_to_metric_families(exposition("vllm"))
+        for sample in family.samples
+    ]
+    for asked in ASKED:
+        name, _, rest = asked.partition("{")
+        labels = dict(part.split("=") for part in rest.removesuffix("}").split(","))
+        wanted = {key: value.strip('"') for key, value in labels.items()}
+        assert any(name == found and wanted.items() <= given.items() for found, given in series), asked
+
+
+def test_what_waits_by_reason_adds_up_and_probes_are_no_requests() -> None:
+    text = exposition("vllm")
+    assert read(text)["vllm:num_requests_waiting_by_reason"][2] == [1.0, 1.0]
+    assert 'handler="/health"' not in text
+    assert 'radjax_http_responses_total{endpoint="/health"' in text
+
+
 def test_the_other_names_say_what_ours_say() -> None:
     ours, sglang, vllm = (read(exposition(alias)) for alias in ("none", "sglang", "vllm"))
     for theirs, own in (
@@ -80,8 +125,9 @@ def test_the_other_names_say_what_ours_say() -> None:
     ):
         assert sum(theirs[2]) == sum(ours[own][2])
     assert sum(vllm["vllm:request_success"][2]) == 1  # a refusal is no success
-    assert sorted(vllm["vllm:prompt_tokens_by_source"][2]) == [4, 5]
-    assert sglang["sglang:cached_tokens"][2] == [4.0]
+    assert sorted(vllm["vllm:prompt_tokens_by_source"][2]) == [1, 3, 5]  # a token came from host memory
+    assert (vllm["vllm:external_prefix_cache_queries"][2], vllm["vllm:external_prefix_cache_hits"][2]) == ([6], [1])
+    assert sglang["sglang:cached_tokens"][2] == [3.0, 1.0, 0.0]
 
 
 def test_a_service_speaks_the_others_names_and_logs_requests_as_the_launch_file_says(tmp_path: Path) -> None:

@@ -1,0 +1,57 @@
+"""The whole service with a real engine, as an operator starts it."""
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+
+from tests.serving.process.service import ROOT, Service, free_port
+
+START_S = 300.0
+"""A fresh machine compiles every program first."""
+
+
+@contextlib.contextmanager
+def launched(launch_file: Path, folder: Path, *settings: str) -> Iterator[Service]:
+    """A service that is ready. It must end well when it is told to, if the test has not ended it before."""
+    port, log = free_port(), folder / "log"
+    command = [sys.executable, "-m", "serving", "serve", str(launch_file), "--port", str(port)]
+    for setting in settings:
+        command += ["--set", setting]
+    with log.open("wb") as sink:
+        process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
+    service = Service(process, f"http://127.0.0.1:{port}", folder, log)
+    try:
+        _wait_ready(service)
+        yield service
+        if process.poll() is None:
+            process.terminate()
+            assert service.wait() == 0, service.said
+    finally:
+        service.client.close()
+        process.kill()  # its children leave with it
+        process.wait()
+
+
+def engine_pid(service: Service) -> int:
+    """The process of the engine, among the launcher's children."""
+    launcher = service.process.pid
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        if b"scheduler.main" in Path(f"/proc/{child}/cmdline").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError("the launcher has no engine")
+
+
+def _wait_ready(service: Service) -> None:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        assert service.process.poll() is None, service.said
+        with contextlib.suppress(httpx2.TransportError):
+            if service.status("/readyz") == 200:
+                return
+        time.sleep(0.02)
+    raise AssertionError(f"the service did not become ready: {service.said}")
