@@ -84,7 +84,7 @@ async def _load(front: Front, load_text: LoadText) -> None:
     """Wait for the engine, then read the model's folder; what fails is this process's death, said in ``/health``."""
     try:
         ready = await front.client.wait_ready()
-        front.text = await asyncio.to_thread(load_text, ready, front.config)
+        front.give_text(await asyncio.to_thread(load_text, ready, front.config))
     except EngineGone:
         return
     except Exception as error:

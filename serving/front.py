@@ -1,6 +1,7 @@
 """What the routes share: the launch file, the engines, the collector, and the model's text side once it is there."""
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
@@ -18,6 +19,8 @@ from serving.text_side import TextSide
 
 _T = TypeVar("_T")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_TEXT_S = 10.0
+"""Frontends read the model's folder at about the same time."""
 _BODY_PAUSE_S = 60.0
 """A client that sends nothing of its body for this long has stalled."""
 
@@ -31,17 +34,30 @@ class Front:
         self.collector = collector
         self.text: TextSide | None = None
         """None until the engine is ready and the model's folder was read."""
+        self._has_text = asyncio.Event()
         self.created = int(time.time())
         self._unknown = UnknownFields(config.serving.strict_request_fields)
 
     async def need_text(self) -> TextSide:
         """The text side, or the reason why there is none yet."""
         self.client.check_open()
-        if self.text is None:
+        text = self.text
+        if text is None:
             health = await self.collector.health()
-            stage = f" ({health.stage})" if health.stage else ""
-            raise unavailable("loading", f"The model is still loading{stage}.", health.retry_after_s)
-        return self.text
+            if health.state == "ready":
+                # clients were told so by a frontend that was quicker
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._has_text.wait(), _TEXT_S)
+            text = self.text
+            if text is None:
+                stage = f" ({health.stage})" if health.stage else ""
+                raise unavailable("loading", f"The model is still loading{stage}.", health.retry_after_s)
+        return text
+
+    def give_text(self, text: TextSide) -> None:
+        """The model's folder was read."""
+        self.text = text
+        self._has_text.set()
 
     def now(self) -> int:
         """Seconds since the epoch."""
