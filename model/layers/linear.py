@@ -26,6 +26,9 @@ def weights_first(tokens: int) -> bool:
     return jax.default_backend() == "cpu" and 16 <= tokens <= 128
 
 
-def matmul_columns(w: jax.Array, x: jax.Array) -> jax.Array:
-    """``w [out, in] @ x [in, T]`` as float32."""
-    return jax.lax.dot_general(w, x.astype(w.dtype), (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32)
+def matmul_columns(w: jax.Array, x: jax.Array, along: int) -> jax.Array:
+    """``w [out, in]`` times ``x``, whose dimension ``along`` is ``in`` and whose other is T, as float32[out, T].
+
+    Turning ``x`` beforehand instead makes XLA turn the product: nearly twice the time of a step.
+    """
+    return jax.lax.dot_general(w, x.astype(w.dtype), (((1,), (along,)), ((), ())), preferred_element_type=jnp.float32)

@@ -26,10 +26,10 @@ class GatedMLP(nnx.Module):
         tokens = x.shape[0]
         # in both cases the split of gate and up stays inside a shard
         if weights_first(tokens):
-            both = matmul_columns(self.gate_up[...], x.T).reshape(self.shards, 2, self.width, tokens)
+            both = matmul_columns(self.gate_up[...], x, 1).reshape(self.shards, 2, self.width, tokens)
             inner = self.inner(both[:, 0], both[:, 1]).reshape(self.shards * self.width, tokens)
             # without the barrier XLA turns the product around again
-            return jax.lax.optimization_barrier(matmul_columns(self.down[...], inner)).T
+            return jax.lax.optimization_barrier(matmul_columns(self.down[...], inner, 0)).T
         both = matmul_rows(x, self.gate_up[...]).reshape(tokens, self.shards, 2, self.width)
         inner = self.inner(both[:, :, 0], both[:, :, 1]).reshape(tokens, self.shards * self.width)
         return matmul_rows(inner, self.down[...])
