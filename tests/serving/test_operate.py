@@ -81,7 +81,7 @@ def test_the_state_says_what_the_documents_name_and_garbage_is_frozen_everywhere
         [line] = [record.getMessage() for record in caplog.records if record.name == "scheduler.operations"]
         assert json.loads(line.removeprefix("scheduler state: "))["parallel_config"] == ranks
         assert state["memory_stats"].keys() >= {"token_usage", "available_tokens", "req_pool_usage"}
-        assert "collected no more" in httpx2.post(f"{engine.url}/freeze_gc").json()["message"]
+        assert "collected no more" in httpx2.post(f"{engine.url}/freeze_gc", timeout=60).json()["message"]
         health = httpx2.get(f"{engine.url}/health", params={"verbose": "1"}).json()
         assert health["status"] == "ready"
         assert health["loads"]

@@ -115,7 +115,8 @@ def test_what_can_never_be_served_is_refused_on_arrival_with_the_limit(
 
 def test_the_cache_is_flushed_only_while_nothing_runs(folder: Path) -> None:
     with real_engine(folder) as engine:
-        running = ask(engine, "running", FIRST, 20)
+        # long enough to run still when the flush comes
+        running = ask(engine, "running", FIRST, 200)
         refused = engine.post("/flush_cache")
         engine.step_until(refused.done)
         assert refused.result().status_code == 400
