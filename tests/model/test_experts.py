@@ -104,7 +104,12 @@ def counts_on_one_device(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("name", "expert", "tensor"),
-    [("qwen3-moe", 2, 1), ("qwen3-moe", 4, 1), ("qwen3-moe", 2, 2), ("qwen2-moe", 2, 2), ("mixtral", 4, 1)],
+    [
+        ("qwen3-moe", 2, 2),
+        ("mixtral", 4, 1),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("qwen3-moe", 2, 1), ("qwen3-moe", 4, 1)]),
+        pytest.param("qwen2-moe", 2, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_experts_on_several_devices_have_the_logits_and_the_tokens_of_one(name: str, expert: int, tensor: int) -> None:
     bench = open_bench(GOLDEN / "models" / name, tensor, expert=expert)

@@ -140,7 +140,7 @@ def test_rows_behind_shared_pages_have_the_reference_logits(name: str, size: int
     assert_close(logits[: len(rows)], expected[[row.start for row in rows]])
 
 
-@pytest.mark.parametrize("tensor", [2, 4, 8])
+@pytest.mark.parametrize("tensor", [2, pytest.param(4, marks=pytest.mark.slow), 8])
 @pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3", "gemma3", "qwen2-moe"])
 def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: int) -> None:
     # document: O-27

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import pytest
 
 from scheduler.file_storage import SUFFIX, UNFINISHED
 from tests.serving.process.real_service import engine_pid, launched
@@ -83,6 +84,7 @@ def from_storage(service: Service) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in own)
 
 
+@pytest.mark.slow
 def test_a_service_killed_while_it_writes_finds_its_prefixes_again_and_says_the_same(tmp_path: Path) -> None:
     storage, model = tmp_path / "storage", tmp_path / "model"
     shutil.copytree(ROOT / "tests" / "golden" / "models" / "llama", model)
