@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2
 import numpy as np
-import pytest
 
 from scheduler.file_storage import SUFFIX, UNFINISHED
 from tests.serving.process.real_service import engine_pid, launched
@@ -20,7 +19,9 @@ from tests.serving.process.service import ROOT, Service, body, write_model
 
 # document: O-26
 
-PAGE, PREFIX = 4, 40
+PAGE, PREFIX, OUTPUT = 4, 40, 6
+WHOLE = (PREFIX + OUTPUT - 1) // PAGE
+"""Pages of a prompt and its answer; the KV of the last token is never computed."""
 SETTINGS = (
     "model.dtype=float32",
     "model.context_length=96",
@@ -41,7 +42,7 @@ BY_SOURCE = "radjax_prompt_tokens_by_source_total{"
 
 def ask(service: Service, prompt: list[int]) -> tuple[list[int], int]:
     """The answer and how much of the prompt was cached."""
-    reply: dict[str, Any] = service.generate(prompt, 6).json()
+    reply: dict[str, Any] = service.generate(prompt, OUTPUT).json()
     return reply["output_ids"], reply["meta_info"]["cached_tokens"]
 
 
@@ -69,7 +70,7 @@ def kept_busy(service: Service) -> Iterator[None]:
         with contextlib.suppress(httpx2.TransportError), httpx2.Client(timeout=60.0) as client:
             while True:
                 prompt: list[int] = more.integers(3, 250, PREFIX).tolist()
-                client.post(f"{service.url}/generate", json=body(prompt, 6)).raise_for_status()
+                client.post(f"{service.url}/generate", json=body(prompt, OUTPUT)).raise_for_status()
 
     with ThreadPoolExecutor(1) as threads:
         feeding = threads.submit(feed)
@@ -84,7 +85,6 @@ def from_storage(service: Service) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in own)
 
 
-@pytest.mark.slow
 def test_a_service_killed_while_it_writes_finds_its_prefixes_again_and_says_the_same(tmp_path: Path) -> None:
     storage, model = tmp_path / "storage", tmp_path / "model"
     shutil.copytree(ROOT / "tests" / "golden" / "models" / "llama", model)
@@ -94,7 +94,10 @@ def test_a_service_killed_while_it_writes_finds_its_prefixes_again_and_says_the_
     settings = (*SETTINGS, f"cache.storage_dir={storage}")
     with launched(launch_file, tmp_path, *settings) as service:
         expected = [ask(service, prompt)[0] for prompt in PREFIXES]
-        while len(list(storage.glob(f"*{SUFFIX}"))) < len(PREFIXES) * PREFIX // PAGE:
+        # all of them, so that the kill can hit no page that is asked for again
+        deadline = time.monotonic() + 60.0
+        while len(list(storage.glob(f"*{SUFFIX}"))) < len(PREFIXES) * WHOLE:
+            assert time.monotonic() < deadline, "the prefixes were never written whole"
             time.sleep(0.01)
         with kept_busy(service):
             unfinished = kill_while_it_writes(service, storage)
