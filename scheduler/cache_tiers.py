@@ -74,9 +74,8 @@ class CacheTiers:
     def command(self, origin: Origin, command: AttachStorage | DetachStorage | ClearStorage) -> list[Answer]:
         """Do what an operator asks of the storage; refused while work with it is under way."""
         if self._asked or self.storage.busy:
-            message = (
-                f"{self.storage.busy} reads and writes of the storage are under way; try again when they are done."
-            )
+            what = f"{self.storage.busy} reads and writes" if self.storage.busy else "Another operation"
+            message = f"{what} of the storage under way; try again when that is done."
             return [(origin, Reply(call=command.call, success=False, message=message))]
         if isinstance(command, AttachStorage) == self.storage.attached:
             message = f"{'A' if self.storage.attached else 'No'} storage is attached."

@@ -1,6 +1,7 @@
 """The storage at run time over HTTP: what is answered, who may ask, and what reaches the engine."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from scheduler.commands import AttachStorage, ClearStorage, Command, DetachStora
 from scheduler.host_tier import HostTier
 from scheduler.kv_cache import KVCache
 from scheduler.page_allocator import PageAllocator
+from scheduler.port import Answer
 from scheduler.radix_cache import RadixCache
 from scheduler.slots import Slots
 from scheduler.storage_tier import StorageTier
@@ -24,7 +26,7 @@ BACKEND = "/hicache/storage-backend"
 
 
 class TiersLink:
-    """An engine that has tiers and nothing else; what it is asked for is done at once."""
+    """An engine that has tiers and nothing else; it does at once what it is asked for, or while ``held`` in ``finish``."""
 
     def __init__(self, folder: Path) -> None:
         self.copies = EchoCopies(SimpleNamespace(memory={}, shapes=SimpleNamespace(page_size=1)), [0])  # pyright: ignore[reportArgumentType]
@@ -32,6 +34,7 @@ class TiersLink:
         kv = KVCache(PageAllocator(4), Slots(1), RadixCache(1), 1, 4, host)
         self.tiers = CacheTiers(kv, host, StorageTier(host, "timeout", 1, 1, False))
         self.heard: list[Command] = []
+        self.held = asyncio.Event()
         self._out: asyncio.Queue[Message] = asyncio.Queue()
         self._out.put_nowait(make_ready(folder))
 
@@ -41,14 +44,21 @@ class TiersLink:
             state = {"storage_attached": self.tiers.storage.attached}
             self._out.put_nowait(Reply(call=command.call, success=True, message="", state=state))  # pyright: ignore[reportArgumentType]
         elif isinstance(command, AttachStorage | DetachStorage | ClearStorage):
-            answers = self.tiers.command(0, command)
-            for done in self.copies.due():
-                answers += self.tiers.complete(done)
-            for _, answer in answers:
-                self._out.put_nowait(answer)  # pyright: ignore[reportArgumentType]  replies only
+            self._say(self.tiers.command(0, command))
+            if not self.held.is_set():
+                self.finish()
 
     async def receive(self) -> Message:
         return await self._out.get()
+
+    def finish(self) -> None:
+        """Do what is under way."""
+        for done in self.copies.due():
+            self._say(self.tiers.complete(done))
+
+    def _say(self, answers: list[Answer]) -> None:
+        for _, answer in answers:
+            self._out.put_nowait(answer)  # pyright: ignore[reportArgumentType]  replies only
 
 
 def ask(
@@ -97,6 +107,25 @@ def test_a_storage_that_cannot_be_opened_is_said_so_and_is_not_attached(folder: 
     link, [reply] = ask(folder, with_cache(make_config(), "absent"), [("PUT", BACKEND, {})])
     assert (reply.status_code, reply.json()["message"]) == (400, "not there")
     assert not link.tiers.storage.attached
+
+
+def test_a_second_operation_is_refused_while_one_is_under_way(folder: Path) -> None:
+    link = TiersLink(folder)
+    link.held.set()
+    config = with_cache(make_config(), "known")
+    with (
+        serve(folder, lambda request: [], config=config, link=link, ready=False) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        asyncio.run_coroutine_threadsafe(service.client.wait_ready(), service.loop).result(10)
+        first = pool.submit(httpx2.put, f"{service.url}{BACKEND}", json={})
+        while not link.heard:
+            wait([first], timeout=0.01)
+        second = httpx2.put(f"{service.url}{BACKEND}", json={})
+        service.loop.call_soon_threadsafe(link.finish)
+        assert first.result().status_code == 200
+    assert second.status_code == 400
+    assert "under way; try again" in second.json()["message"]
 
 
 def test_another_folder_than_the_launch_files_takes_the_admin_key(folder: Path) -> None:
