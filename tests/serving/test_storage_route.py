@@ -26,7 +26,7 @@ BACKEND = "/hicache/storage-backend"
 
 
 class TiersLink:
-    """An engine that has tiers and nothing else; it does at once what it is asked for, or while ``held`` in ``finish``."""
+    """An engine with tiers and nothing else: it does what it is asked for at once, or while ``held`` in ``finish``."""
 
     def __init__(self, folder: Path) -> None:
         self.copies = EchoCopies(SimpleNamespace(memory={}, shapes=SimpleNamespace(page_size=1)), [0])  # pyright: ignore[reportArgumentType]
