@@ -127,8 +127,16 @@ def gumbel(rules: Rules, stream: int, ids: jax.Array) -> jax.Array:
     """Standard Gumbel noise float32[R, n] from seed, position, ``stream`` and ``ids`` int32[R or 1, n] alone."""
     row = mix(mix(rules.seed.astype(jnp.uint32)) + rules.position.astype(jnp.uint32) * jnp.uint32(0x9E3779B1))
     bits = mix(row[:, None] ^ (ids.astype(jnp.uint32) * jnp.uint32(0x85EBCA77) + jnp.uint32(stream)))
-    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * jnp.float32(2**-24)
-    return -jnp.log(-jnp.log(uniform))
+    return -jnp.log(-jnp.log(uniform(bits)))
+
+
+def uniform(bits: jax.Array) -> jax.Array:
+    """float32 above 0 and below 1 from uint32.
+
+    Of 23 bits and a half every value is exact; with 24 the largest rounds to 1, its Gumbel noise is infinite, and that
+    times the heat of a greedy row is no number.
+    """
+    return ((bits >> 9).astype(jnp.float32) + 0.5) * jnp.float32(2**-23)
 
 
 def mix(h: jax.Array) -> jax.Array:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, PartitionSpec
 
 from configs.schema import Parallel
-from model.sampler import Rules, bisect, floor, sample
+from model.sampler import Rules, bisect, floor, sample, uniform
 from sharding.mesh import build_mesh
+from tests.compiling import SHIPPED
 
 VOCAB = 512
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1), compiler_options=dict(SHIPPED))
 def on_mesh(function, mesh: Mesh, logits: jax.Array, rules: Rules) -> jax.Array:
     run = jax.shard_map(
         function,
@@ -61,6 +62,27 @@ def test_temperature_zero_is_the_argmax_in_any_batch() -> None:
     got = np.asarray(on_mesh(sample, ONE, logits, mixed))
     assert np.array_equal(got[::2], np.argmax(np.asarray(logits), axis=1)[::2])
     assert not np.array_equal(got[1::2], np.argmax(np.asarray(logits), axis=1)[1::2])
+
+
+def test_uniform_numbers_are_above_0_and_below_1() -> None:
+    for low in (0, 255):
+        found = jax.jit(uniform)(jnp.arange(2**24, dtype=jnp.uint32) << 8 | low)
+        assert float(found.min()) > 0
+        assert float(found.max()) < 1
+
+
+SEED_TOKEN = (8576, 91)
+"""A seed, and a token for which its hash at position 0 begins with 24 ones."""
+
+
+def test_no_noise_moves_a_greedy_row() -> None:
+    seed, loud = SEED_TOKEN
+    logits = np.zeros((2, VOCAB), np.float32)
+    # another token of the block whose noise is drawn
+    best = loud ^ 1
+    logits[:, best] = 5.0
+    got = on_mesh(sample, ONE, jnp.asarray(logits), rules(2, seed=seed))
+    assert np.asarray(got).tolist() == [best, best]
 
 
 @pytest.mark.parametrize("limit", [{"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0}])
@@ -124,14 +146,15 @@ def test_draws_follow_the_distribution() -> None:
         assert chi_square < 16.3, counts  # 0.1 % of three degrees of freedom
 
 
+def at_least(x: jax.Array, some: Rules) -> jax.Array:
+    """The largest threshold that as many values reach as ``top_k`` says."""
+    return bisect(x, some.top_k, jnp.ones(x.shape, jnp.int32))
+
+
 @given(values=st.lists(st.floats(-(2.0**60), 2.0**60, width=32), min_size=32, max_size=32), share=st.floats(0.01, 1.0))
 @settings(max_examples=50, deadline=None)
 def test_bisection_finds_the_largest_threshold_that_holds_enough(values: list[float], share: float) -> None:
     x = jnp.asarray(np.array([values] * 2, np.float32))
     enough = max(1, int(32 * share))
-
-    def run(x: jax.Array, _: Rules) -> jax.Array:
-        return bisect(x, jnp.full((2,), enough, jnp.int32), jnp.ones(x.shape, jnp.int32))
-
-    found = np.asarray(on_mesh(run, ONE, x, rules(2)))[0]
+    found = np.asarray(on_mesh(at_least, ONE, x, rules(2, top_k=enough)))[0]
     assert found == np.sort(np.array(values, np.float32))[::-1][enough - 1]
