@@ -1,5 +1,7 @@
 """From named checkpoint tensors to the model's sharded leaves: fusing, dealing of heads, padding, placing."""
 
+import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -8,18 +10,22 @@ from typing import Any, Protocol
 import jax
 import ml_dtypes
 import numpy as np
+from jax.sharding import Sharding
 
+from configs.memory import size
 from configs.schema import Model as ModelConfig
+from model.loading.budget import Budget, peak_resident_bytes
 from model.loading.checkpoint import open_checkpoint
 from model.loading.dummy import DummyCheckpoint
 from model.loading.folder import ModelFolder
-from model.loading.orbax import restore
+from model.loading.orbax import Conversion, conversion_of, not_held, open_leaves, restore
 from model.registry import Blueprint
+from model.relayout import Dealing, relaid
+from model.rows import Array, deal, interleave, pad
 from model.spec import ModelSpec
-from sharding.heads import ZERO_HEAD
 from sharding.mesh import model_shards
 
-Array = np.ndarray[Any, Any]
+_LOG = logging.getLogger(__name__)
 LOADER_THREADS = 4
 PRE_NORMS = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
 """Checkpoint names of a layer's norms."""
@@ -138,7 +144,12 @@ class Assembly:
     def every_expert(self, read: Callable[[int], Array]) -> Array:
         """What ``read`` gives of each expert, stacked."""
         assert self.model.spec.experts is not None, "only a mixture has leaves of experts"
-        return np.stack([read(expert) for expert in range(self.model.spec.experts.count)])
+        first, stored = read(0), np.dtype(np.uint16 if self.model.dtype == "bfloat16" else np.float32)
+        # filled one by one: all of them as they are read take several times the memory of the leaf
+        leaf = np.empty((self.model.spec.experts.count, *first.shape), stored)
+        for expert in range(len(leaf)):
+            leaf[expert] = stored_as(read(expert), stored)
+        return leaf
 
     def norm(self, name: str) -> Array:
         """The vector that a norm scales by."""
@@ -158,28 +169,16 @@ class Assembly:
         return interleave(dealt, self.shards)
 
 
-def deal(rows: Array, heads: tuple[int, ...], head_dim: int) -> Array:
-    """Rows of the heads in the given order; ZERO_HEAD gives zero rows."""
-    by_head = rows.reshape(-1, head_dim, *rows.shape[1:])
-    dealt = by_head[np.maximum(heads, 0)]
-    dealt[np.asarray(heads) == ZERO_HEAD] = 0
-    return dealt.reshape(-1, *rows.shape[1:])
-
-
-def interleave(parts: tuple[Array, ...], shards: int) -> Array:
-    """Rows of the parts side by side within each shard: [p0 of shard 0, p1 of shard 0, p0 of shard 1, …]."""
-    pieces = [np.split(part, shards) for part in parts]
-    return np.concatenate([piece[shard] for shard in range(shards) for piece in pieces])
-
-
-def pad(x: Array, shape: tuple[int, ...]) -> Array:
-    """``x`` with zeros behind, up to ``shape``."""
-    return np.pad(x, [(0, want - have) for have, want in zip(x.shape, shape, strict=True)])
-
-
 def stored_as(x: Array, dtype: np.dtype[Any]) -> Array:
-    """``x`` in the dtype of a leaf; uint16 are the bits of bfloat16."""
-    return x.astype(ml_dtypes.bfloat16).view(np.uint16) if dtype == np.uint16 else x.astype(dtype)
+    """``x`` in the dtype of a leaf; uint16 are the bits of bfloat16, and stay as they are."""
+    if dtype != np.uint16:
+        return x.astype(dtype)
+    return x if x.dtype == np.uint16 else x.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+def values_of(stored: Array) -> Array:
+    """The numbers of a leaf: uint16 are the bits of bfloat16."""
+    return stored.view(ml_dtypes.bfloat16) if stored.dtype == np.uint16 else stored
 
 
 def hugging_face_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -233,22 +232,67 @@ def load_weights(
     config: ModelConfig, folder: ModelFolder, model: Blueprint, progress: Callable[[int, int], None]
 ) -> dict[str, jax.Array]:
     """Every leaf, from wherever ``config`` and the folder say: random, converted, or a checkpoint to assemble."""
+    began = time.perf_counter()
     if config.load_format == "dummy":
-        return assemble(model, DummyCheckpoint(hugging_face_shapes(model.spec), config.seed), progress)
-    if folder.weights == "orbax":
+        arrays = assemble(model, DummyCheckpoint(hugging_face_shapes(model.spec), config.seed), progress)
+    elif folder.weights == "orbax":
+        arrays = load_converted(folder, model, progress)
+    else:
+        arrays = assemble(model, open_checkpoint(folder), progress)
+    _LOG.info(
+        "weights: %s in %.1f s; peak of this process's memory so far: %s",
+        size(model.weight_bytes),
+        time.perf_counter() - began,
+        size(peak_resident_bytes()),
+    )
+    return arrays
+
+
+def load_converted(folder: ModelFolder, model: Blueprint, progress: Callable[[int, int], None]) -> dict[str, jax.Array]:
+    """The leaves that ``radjax model convert`` wrote, dealt anew where that was for another mesh.
+
+    Raises:
+        ConfigError: they are another model's, or are damaged.
+    """
+    there, here = conversion_of(folder), Conversion.of(model.leaves)
+    if there == here:
         return restore(folder, model.leaves)
-    return assemble(model, open_checkpoint(folder), progress)
+    old, new = (Dealing(model.spec, one.expert, one.tensor) for one in (there, here))
+
+    def dealt_anew(name: str, stored: Array) -> Array:
+        try:
+            leaf = relaid(name, values_of(stored), old, new)
+        except (ValueError, IndexError) as error:
+            raise not_held(folder, error) from error
+        if leaf.shape != model.leaves[name].shape:
+            raise not_held(folder, ValueError(f"{name} becomes {leaf.shape}, not {model.leaves[name].shape}"))
+        return leaf
+
+    with open_leaves(folder) as read:
+        return load_leaves(model, lambda name: dealt_anew(name, read(name)), progress)
 
 
 def assemble(model: Blueprint, tensors: Tensors, progress: Callable[[int, int], None]) -> dict[str, jax.Array]:
-    """Every leaf of ``model`` on its devices, read by several threads; ``progress(done, total)`` as they arrive."""
-    assembly = Assembly(model, tensors)
+    """Every leaf of ``model`` on its devices, from checkpoint tensors."""
+    return load_leaves(model, Assembly(model, tensors).leaf, progress)
+
+
+def load_leaves(
+    model: Blueprint, read: Callable[[str], Array], progress: Callable[[int, int], None]
+) -> dict[str, jax.Array]:
+    """Every leaf of ``model`` on its devices; ``progress(done, total)`` as they arrive.
+
+    Several threads read, as many leaves at once as take no more memory than the largest of them.
+    """
+    sizes = {name: leaf.size * leaf.dtype.itemsize for name, leaf in model.leaves.items()}
+    budget = Budget(max(sizes.values()))
 
     def one(name: str) -> tuple[str, jax.Array]:
         target = model.leaves[name]
-        host = assembly.leaf(name)
-        assert host.shape == target.shape, f"{name}: the checkpoint gives {host.shape}, the model wants {target.shape}"
-        return name, jax.device_put(np.ascontiguousarray(stored_as(host, target.dtype)), target.sharding)
+        with budget.hold(sizes[name]):
+            host = read(name)
+            assert host.shape == target.shape, f"{name}: {host.shape} is there, the model wants {target.shape}"
+            return name, place(stored_as(host, target.dtype), target.sharding).block_until_ready()
 
     arrays: dict[str, jax.Array] = {}
     with ThreadPoolExecutor(LOADER_THREADS, thread_name_prefix="weights") as pool:
@@ -256,3 +300,8 @@ def assemble(model: Blueprint, tensors: Tensors, progress: Callable[[int, int], 
             arrays[name] = array
             progress(done, len(model.leaves))
     return arrays
+
+
+def place(host: Array, sharding: Sharding) -> jax.Array:
+    """``host`` on its devices; of a mesh over several processes each places the shards that are its own."""
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: np.ascontiguousarray(host[index]))

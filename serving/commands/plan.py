@@ -96,6 +96,13 @@ def _report(arguments: argparse.Namespace, trace: Path | None) -> Report:
         shapes, settings = recording.header.shapes, recording.header.settings
     else:
         shapes, settings = launch(table, arguments.overrides)
+    if settings.micro_batches > 1:
+        raise ConfigError(
+            "the simulated device computes one step at a time, and stages compute several",
+            key="parallel.stages",
+            value=settings.micro_batches,
+            suggestion="set it to 1",
+        )
     steps = StepClock(table.times, shapes.page_size)
     steps.check(shapes)
     if trace is None:

@@ -9,6 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from model.device_state import allocate, state_shapes
+from tests.compiling import SHIPPED
 from tests.model.harness import GOLDEN, Bench, Row, decode, mixed, open_bench
 
 pytestmark = pytest.mark.model
@@ -20,7 +21,8 @@ NUM_PAGES = 400
 def bench(gemma3: Path) -> Bench:
     bench = open_bench(gemma3)
     shapes = dataclasses.replace(bench.shapes, mixed_tokens=(64, 512), pages_per_row=256)
-    return dataclasses.replace(bench, shapes=shapes, state=allocate(state_shapes(bench.model, shapes, NUM_PAGES)))
+    state = allocate(state_shapes(bench.model, shapes, NUM_PAGES))
+    return dataclasses.replace(bench, shapes=shapes, state=state, options=SHIPPED)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from configs.errors import ConfigError
 from configs.schema import Parallel
 from model.loading.checkpoint import open_checkpoint
 from model.loading.folder import model_folder
-from model.loading.orbax import CONVERSION_FILE, restore, save
+from model.loading.orbax import CONVERSION_FILE, Conversion, conversion_of, open_leaves, restore, save
 from sharding.mesh import build_mesh
 from tests.model.loading.files import write_gguf
 
@@ -53,16 +53,31 @@ def test_what_was_saved_comes_back_bit_by_bit_with_its_companions(tmp_path: Path
         assert np.asarray(restored[name]).tobytes() == np.asarray(leaf).tobytes()
 
 
-def test_another_model_and_another_mesh_are_refused(tmp_path: Path, leaves: dict[str, jax.Array]):
+def test_another_model_is_refused(tmp_path: Path, leaves: dict[str, jax.Array]):
     folder = save(tmp_path / "converted", model_folder(source_folder(tmp_path / "source")), leaves)
     wanted = targets(leaves)
     wider = wanted | {"embedding": jax.ShapeDtypeStruct((32, 8), jnp.float32, sharding=leaves["embedding"].sharding)}
     for wrong in (wider, {"embedding": wanted["embedding"]}):
         with pytest.raises(ConfigError, match="does not hold this model's weights"):
             restore(folder, wrong)
-    (folder.path / CONVERSION_FILE).write_text('{"tensor": 4}')
-    with pytest.raises(ConfigError, match=r"converted for parallel\.tensor 4"):
-        restore(folder, wanted)
+
+
+def test_a_folder_says_what_it_was_converted_for(tmp_path: Path, leaves: dict[str, jax.Array]):
+    folder = save(tmp_path / "converted", model_folder(source_folder(tmp_path / "source")), leaves)
+    assert conversion_of(folder) == Conversion(tensor=1, expert=1, dtype="float32") == Conversion.of(targets(leaves))
+    (folder.path / CONVERSION_FILE).unlink()
+    with pytest.raises(ConfigError, match="cannot be read"):
+        conversion_of(folder)
+
+
+def test_leaves_can_be_read_one_by_one(tmp_path: Path, leaves: dict[str, jax.Array]):
+    folder = save(tmp_path / "converted", model_folder(source_folder(tmp_path / "source")), leaves)
+    with open_leaves(folder) as read:
+        for name, leaf in leaves.items():
+            assert read(name).dtype == leaf.dtype
+            assert read(name).tobytes() == np.asarray(leaf).tobytes()
+        with pytest.raises(ConfigError, match="does not hold this model's weights"):
+            read("blocks.1.attention.qkv")
 
 
 def test_a_folder_that_exists_is_never_written_over(tmp_path: Path, leaves: dict[str, jax.Array]):

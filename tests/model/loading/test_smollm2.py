@@ -1,10 +1,12 @@
 """The real model from its GGUF file: logits and greedy text of Hugging Face transformers with the same weights."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.compiling import SHIPPED
 from tests.model.harness import GOLDEN, NUM_PAGES, PAGE_SIZE, Bench, Row, mixed, open_bench
 
 pytestmark = pytest.mark.model
@@ -13,7 +15,7 @@ TOLERANCE = 2e-4
 
 @pytest.fixture(scope="module")
 def bench(smollm2: Path) -> Bench:
-    return open_bench(smollm2)
+    return dataclasses.replace(open_bench(smollm2), options=SHIPPED)
 
 
 @pytest.fixture(scope="module")
