@@ -19,7 +19,7 @@ serve: setup
 	@exec $(BIN)/radjax serve $(CONFIG) $(if $(PORT),--set serving.port=$(PORT))
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint
 	@$(BIN)/python -m pytest -m 'not device and not slow and not browser and not model' $(FAST)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from configs.packages import ROOMS
-from configs.schema import Observe, Parallel
+from configs.schema import Distributed, Observe, Parallel
 
 FIELDS = "fields"
 """Attribute of a record (``extra``) whose mapping becomes an object of the line."""
@@ -28,12 +28,19 @@ def configure(observe: Observe, process: str, ranks: str = "") -> None:
         logging.getLogger(room).setLevel(observe.log_level.upper())
 
 
-def rank_prefix(parallel: Parallel, replica: int) -> str:
-    """Which part of the engine speaks, as far as there are several; one process speaks for all devices of an engine.
+def rank_prefix(parallel: Parallel, replica: int, distributed: Distributed | None = None) -> str:
+    """Which part of the engine speaks, as far as there are several; one process speaks for all devices of a host.
 
     (Document: M-15.)
     """
-    parts = (("DP", replica, parallel.replicas), ("TP", 0, parallel.tensor), ("PP", 0, parallel.stages))
+    here = distributed or Distributed()
+    first = here.rank * parallel.devices // here.hosts
+    parts = (
+        ("DP", replica, parallel.replicas),
+        ("TP", first % parallel.tensor, parallel.tensor),
+        ("PP", 0, parallel.stages),
+        ("HOST", here.rank, here.hosts),
+    )
     return "".join(f" {name}{rank}" for name, rank, size in parts if size > 1)
 
 

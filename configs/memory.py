@@ -7,6 +7,7 @@ from typing import Final
 
 from configs.hybrid import window_page_bytes
 from configs.schema import HardwareFacts, ModelFacts, Resolved
+from configs.stages import Stages, stage_parts
 
 DTYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType({"float32": 4, "bfloat16": 2})
 
@@ -29,13 +30,19 @@ def query_places(model: ModelFacts, shards: int) -> int:
     return model.num_kv_heads * copies * -(-group // copies)
 
 
+def pool_bytes_of(resolved: Resolved, model: ModelFacts, shards: int) -> tuple[int, int]:
+    """Bytes of the pages of full and of sliding layers, on all ``shards`` devices together."""
+    a_page = page_bytes(model, resolved.page_size, resolved.dtype, shards)
+    sliding = window_page_bytes(a_page, model) if resolved.window_pages else 0
+    return resolved.num_pages * (a_page - sliding), resolved.window_pages * sliding
+
+
 def memory_plan(
-    resolved: Resolved, model: ModelFacts, weight_bytes: int, hardware: HardwareFacts, shards: int
+    resolved: Resolved, model: ModelFacts, weight_bytes: int, hardware: HardwareFacts, shards: int, stages: Stages = ()
 ) -> list[str]:
     """What the memory is spent on, a line each."""
     a_page = page_bytes(model, resolved.page_size, resolved.dtype, shards)
-    sliding = window_page_bytes(a_page, model) if resolved.window_pages else 0
-    group_bytes = resolved.num_pages * (a_page - sliding), resolved.window_pages * sliding
+    group_bytes = pool_bytes_of(resolved, model, shards)
     pool_bytes = sum(group_bytes)
     tokens = resolved.num_pages * resolved.page_size
     full = -(-resolved.context_length // resolved.page_size)
@@ -61,8 +68,16 @@ def memory_plan(
     if resolved.host_pages:
         host_tokens = resolved.host_pages * resolved.page_size
         rows["host pages"] = f"{size(resolved.host_pages * a_page)} of host memory: {host_tokens:,} tokens"
-    if shards > 1:
-        rows["each device"] = f"{size(weight_bytes // shards)} of weights, {size(pool_bytes // shards)} of KV pages"
+    if len(stages) > 1:
+        rows["stages"] = f"{len(stages)} of {', '.join(str(stage.num_layers) for stage in stages)} layers"
+    if shards > 1 or len(stages) > 1:
+        held = [
+            (part_bytes, sum(pool_bytes_of(resolved, part, shards)))
+            for part, part_bytes in stage_parts(model, weight_bytes, stages)
+        ]
+        weights, pages_bytes = max(held, key=sum)
+        most = "at most " if len(stages) > 1 else ""
+        rows["each device"] = f"{most}{size(weights // shards)} of weights, {size(pages_bytes // shards)} of KV pages"
     copies = kv_copies(model, shards)
     if copies > 1:
         rows["waste"] = (

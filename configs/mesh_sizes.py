@@ -19,8 +19,8 @@ def refuse_sizes(parallel: Parallel, model: ModelFacts, num_devices: int) -> Non
     key, value, what = fault
 
     def fits(size: int) -> bool:
-        expert, tensor = (size, parallel.tensor) if key == "expert" else (parallel.expert, size)
-        found = _fault(expert, tensor, parallel.stages, model, num_devices)
+        sizes = {"expert": parallel.expert, "tensor": parallel.tensor, "stages": parallel.stages} | {key: size}
+        found = _fault(sizes["expert"], sizes["tensor"], sizes["stages"], model, num_devices)
         return found is None or found[0] != key
 
     below = next((size for size in range(value - 1, 0, -1) if fits(size)), None)
@@ -35,6 +35,8 @@ def refuse_sizes(parallel: Parallel, model: ModelFacts, num_devices: int) -> Non
 
 
 def _fault(expert: int, tensor: int, stages: int, model: ModelFacts, num_devices: int) -> Fault | None:
+    if stages > model.num_layers:
+        return "stages", stages, f"each stage needs a layer, and the model has {model.num_layers}"
     if expert > 1 and not model.num_experts:
         return "expert", expert, "the model has no experts"
     if model.num_experts and model.num_experts % expert:
@@ -48,5 +50,7 @@ def _fault(expert: int, tensor: int, stages: int, model: ModelFacts, num_devices
             return "tensor", tensor, f"{product}does not divide the {size} columns of the feed-forward"
     if stages * shards > num_devices:
         axes = f"stages × expert × tensor = {stages * shards}, and there are {num_devices} devices"
-        return ("tensor", tensor, axes) if tensor > 1 else ("expert", expert, axes)
+        if tensor > 1 and stages * expert <= num_devices:
+            return "tensor", tensor, axes
+        return ("expert", expert, axes) if expert > 1 and stages <= num_devices else ("stages", stages, axes)
     return None

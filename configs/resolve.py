@@ -8,18 +8,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
+from configs.distributed import refuse_distributed
 from configs.errors import ConfigError
 from configs.host_tier import decide_host, refuse_host
 from configs.hybrid import Hybrid, bytes_a_full_page, count_window_pages, decide_hybrid, least_window_pages
 from configs.memory import page_bytes, size
 from configs.mesh_sizes import refuse_sizes
 from configs.schema import CacheFamily, Choice, EngineConfig, HardwareFacts, ModelFacts, OrderName, Resolved
+from configs.stages import Stages, refuse_stages, stage_parts
 
 Dtype = Literal["float32", "bfloat16"]
-Loop = Literal["normal", "overlap"]
+Loop = Literal["normal", "overlap", "pp"]
 
 DEFAULT_CACHE_DIR: Final = "~/.cache/radjax"
-DEPTHS: Final[Mapping[Loop, int]] = MappingProxyType({"normal": 0, "overlap": 1})
 PAGE_SIZE: Final = 16
 MIN_PAGES: Final = 2
 MAX_PAGES: Final = 2**31 - 2
@@ -65,7 +66,9 @@ def weight_dtype(setting: Literal["auto", "float32", "bfloat16"], platform: str)
     return PLATFORMS[platform].dtype if setting == "auto" else setting
 
 
-def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: ModelFacts, weight_bytes: int) -> Resolved:
+def resolve(
+    config: EngineConfig, name: str, hardware: HardwareFacts, model: ModelFacts, weight_bytes: int, stages: Stages = ()
+) -> Resolved:
     """Decide every ``auto`` of ``config`` for this model on this machine.
 
     Args:
@@ -74,6 +77,7 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
       hardware: The devices, their memory taken before the weights are on them.
       model: The model's sizes.
       weight_bytes: All weights as they will be held, over all devices together.
+      stages: What of that each pipeline stage has; not needed where there is one.
 
     Raises:
       ConfigError: Two values contradict each other, or something is not supported yet.
@@ -85,8 +89,12 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
     page_size, page_reason = _page_size(config)
     attention, attention_reason = _attention(config)
     loop, loop_reason = _loop(config)
+    depth, max_inflight = in_flight(loop, config.parallel.stages, ahead=int(config.scheduler.overlap))
     hybrid = decide_hybrid(config.cache, model, context_length)
-    pools = _pools(config, hardware, model, weight_bytes, dtype, page_size, hybrid, DEPTHS[loop])
+    # the devices of a CPU share one memory
+    parts = stage_parts(model, weight_bytes, () if hardware.platform == "cpu" else stages)
+    each = [_pools(config, hardware, part, held, dtype, page_size, hybrid, max_inflight) for part, held in parts]
+    pools = min(each, key=lambda pools: pools.num_pages)
     running, running_reason = _max_running_requests(config, PLATFORMS[hardware.platform], pools.num_pages)
     chunk_tokens, chunk_reason = _chunk_tokens(config, hardware, running, page_size)
     family, family_reason = _cache_family(config, hybrid)
@@ -104,7 +112,9 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
         max_running_requests=running,
         chunk_tokens=chunk_tokens,
         loop=loop,
-        depth=DEPTHS[loop],
+        depth=depth,
+        max_inflight=max_inflight,
+        micro_batches=config.parallel.stages if loop == "pp" else 1,
         cache_dir=cache_dir(config.model.cache_dir),
         choices=(
             Choice("model.dtype", dtype, dtype_reason),
@@ -119,6 +129,14 @@ def resolve(config: EngineConfig, name: str, hardware: HardwareFacts, model: Mod
             Choice("scheduler.order", *_order(config)),
         ),
     )
+
+
+def in_flight(loop: Loop, stages: int, ahead: int) -> tuple[int, int]:
+    """Steps that may be unread when the next is planned, and unread tokens of a request that is planned again.
+
+    ``ahead``: steps that a pipeline has beside those that its stages work at, so that none waits for the host.
+    """
+    return {"normal": (0, 0), "overlap": (1, 1), "pp": (stages - 1 + ahead, ahead)}[loop]
 
 
 def banner(resolved: Resolved, hardware: HardwareFacts, num_devices: int) -> list[str]:
@@ -138,11 +156,8 @@ def refuse_unsupported(config: EngineConfig) -> None:
     Raises:
       ConfigError: something that is not supported yet.
     """
-    parallel = config.parallel
-    if parallel.stages != 1:
-        raise ConfigError(
-            "is not supported yet", key="parallel.stages", value=parallel.stages, suggestion="leave it at 1"
-        )
+    refuse_distributed(config)
+    refuse_stages(config)
     if config.cache.radix and config.cache.eviction == "priority" and config.scheduler.priority == "off":
         raise ConfigError(
             "priorities do not count while scheduler.priority is off",
@@ -225,7 +240,7 @@ def _pools(
     dtype: Dtype,
     page_size: int,
     hybrid: Hybrid,
-    depth: int,
+    max_inflight: int,
 ) -> _Pools:
     ratio = config.cache.swa_full_tokens_ratio
     a_page = page_bytes(model, page_size, dtype, config.parallel.shards)
@@ -237,7 +252,7 @@ def _pools(
     device = Choice("cache.max_total_tokens", num_pages * page_size, reason)
     return _Pools(
         num_pages,
-        _window_pages(hybrid, num_pages, ratio, page_size, depth),
+        _window_pages(hybrid, num_pages, ratio, page_size, max_inflight),
         host_pages,
         (device, *hybrid.choices, *host_choices),
     )
@@ -294,10 +309,10 @@ def _pool_bytes(config: EngineConfig, hardware: HardwareFacts, weight_bytes: int
     return share, f"{fraction:.0%} of {size(free)} free beside the weights"
 
 
-def _window_pages(hybrid: Hybrid, num_pages: int, ratio: float, page_size: int, depth: int) -> int:
+def _window_pages(hybrid: Hybrid, num_pages: int, ratio: float, page_size: int, max_inflight: int) -> int:
     if not hybrid.window:
         return 0
-    return count_window_pages(num_pages, ratio, least_window_pages(hybrid.window, page_size, depth))
+    return count_window_pages(num_pages, ratio, least_window_pages(hybrid.window, page_size, max_inflight))
 
 
 def _cache_family(config: EngineConfig, hybrid: Hybrid) -> tuple[CacheFamily, str]:
@@ -367,9 +382,11 @@ def _default_chunk_tokens(hardware: HardwareFacts) -> tuple[int, str]:
 
 
 def _loop(config: EngineConfig) -> tuple[Loop, str]:
-    # document: O-10; pipeline stages, which would come first, are refused above
+    # document: O-10
     if config.scheduler.loop != "auto":
         return config.scheduler.loop, "as configured"
+    if config.parallel.stages > 1:
+        return "pp", f"{config.parallel.stages} stages, each with a step of its own"
     if config.scheduler.overlap:
         return "overlap", "one stage and scheduler.overlap is on"
     return "normal", "one stage and scheduler.overlap is off"

@@ -50,6 +50,7 @@ class Parallel(Section, frozen=True):
 
     tensor: PositiveInt = 1
     stages: PositiveInt = 1
+    """Pipeline stages: each has some of the layers on devices of its own, and works at another part of the requests."""
     expert: PositiveInt = 1
     replicas: Annotated[int, Meta(ge=1, le=64)] = 1
     """Engines behind one address, each a process with its own devices and cache. Files and folders of ``observe`` and
@@ -70,6 +71,23 @@ class Parallel(Section, frozen=True):
     def devices(self) -> int:
         """Devices of one replica."""
         return self.stages * self.shards
+
+
+class Distributed(Section, frozen=True):
+    """Several hosts that are one engine: a process on each, one mesh over the devices of all."""
+
+    hosts: Annotated[int, Meta(ge=1, le=256)] = 1
+    """How many; each has an equal part of the mesh. The network between them must be private."""
+    rank: Annotated[int, Meta(ge=0, le=255)] = 0
+    """Which of them this is. Host 0 takes the requests and decides; the others follow."""
+    coordinator: Address | None = None
+    """``HOST:PORT`` of host 0 as all of them reach it; the two ports that follow are taken, too."""
+    timeout_s: Annotated[float, Meta(ge=0.5, le=3600)] = 30.0
+    """The service ends when nothing was heard of a host for so long."""
+    join_timeout_s: Annotated[float, Meta(ge=1, le=86_400)] = 600.0
+    """How long the hosts wait for each other before they begin to load."""
+    check_plans: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """After so many plans the hosts compare what they planned; a difference ends the service."""
 
 
 class Cache(Section, frozen=True):
@@ -114,7 +132,8 @@ class Scheduler(Section, frozen=True):
 
     loop: Literal["auto", "normal", "overlap"] = "auto"
     overlap: bool = True
-    """Whether ``loop: auto`` may choose the overlapped loop."""
+    """Whether the next step is launched before the tokens of the last are read: ``loop: auto`` may then be the
+    overlapped loop, and pipeline stages have a step ready beside those that they work at."""
     order: OrderName = "fcfs"
     """Of the waiting requests: as they came, longest cached prefix first (``lpm``), through the tree of cached prefixes
     (``dfs-weight``), longest output first (``lof``), by lot, or by the routing keys that run already."""
@@ -128,7 +147,8 @@ class Scheduler(Section, frozen=True):
     """A request waits while another computes at least so many of its uncached prefix tokens; 0 turns it off."""
     max_running_requests: Annotated[int, Meta(ge=1, le=4096)] | Auto = "auto"
     chunk_tokens: Annotated[int, Meta(ge=16, le=65_536)] | Auto = "auto"
-    """Token budget of one step: decode rows and prompt pieces together."""
+    """Token budget of one step: decode rows and prompt pieces together; of all stages' steps together where there are
+    pipeline stages."""
     max_prefill_tokens: PositiveInt = 16_384
     """Prompt tokens of one step at most, each piece rounded up to pages."""
     mixed: bool = True
@@ -247,6 +267,7 @@ class EngineConfig(Section, frozen=True):
 
     model: Model
     parallel: Parallel = field(default_factory=Parallel)
+    distributed: Distributed = field(default_factory=Distributed)
     cache: Cache = field(default_factory=Cache)
     scheduler: Scheduler = field(default_factory=Scheduler)
     serving: Serving = field(default_factory=Serving)
@@ -276,6 +297,15 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     """Experts of a layer; 0 for a dense model."""
     expert_size: int = 0
     """Inner size of one expert."""
+
+
+class StageFacts(Struct, frozen=True, kw_only=True):
+    """Sizes of one pipeline stage; filled in by ``model.registry``."""
+
+    weight_bytes: int
+    """As they will be held, over the devices of the stage."""
+    num_layers: int
+    sliding_layers: int
 
 
 class HardwareFacts(Struct, frozen=True, kw_only=True):
@@ -316,7 +346,11 @@ class Resolved(Struct, frozen=True, kw_only=True):
     cache_family: CacheFamily
     max_running_requests: int
     chunk_tokens: int
-    loop: Literal["normal", "overlap"]
+    loop: Literal["normal", "overlap", "pp"]
     depth: int
+    max_inflight: int
+    """Unread sampled tokens that a request may have when it is planned again."""
+    micro_batches: int
+    """Steps among which what runs is dealt, to be under way at the same time."""
     cache_dir: str
     choices: tuple[Choice, ...]

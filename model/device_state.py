@@ -25,14 +25,15 @@ class Counts(NamedTuple):
 
 
 class DeviceState(NamedTuple):
-    """What lives on the device between steps."""
+    """What lives on the devices of a stage between steps."""
 
     pool: Pool
     last_token: jax.Array
-    """int32[slots]: the last sampled token of each slot; slot 0 is padding."""
+    """int32[slots]: the last sampled token of each slot; slot 0 is padding. Kept by the stage with the head."""
     counts: Counts
+    """Without columns where there is no head."""
     routed: jax.Array | None = None
-    """uint32[layers with experts, experts]: tokens that each expert took, modulo 2**32; None for a dense model."""
+    """uint32[layers with experts, experts]: tokens that each expert took, modulo 2**32; None without such layers."""
 
 
 def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages: int = 0) -> DeviceState:
@@ -45,17 +46,17 @@ def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages:
         return planned(*stored(pages, model.dtype, model.attention), named(mesh, POOL_AXES))
 
     full, sliding = of_layer(num_pages), of_layer(window_pages)
-    layers = tuple(sliding if shapes.window and spec.window(i) else full for i in range(spec.num_layers))
-    vocab = padded_vocab(spec.vocab_size, model_shards(mesh))
-    counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab")))
+    layers = tuple(sliding if shapes.window and spec.window(i) else full for i in model.layers)
+    vocab = padded_vocab(spec.vocab_size, model_shards(mesh)) if model.last else 0
+    counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab") if vocab else ()))
     last = planned((slots,), jnp.int32, named(mesh, (None,)))
     return DeviceState(Pool(layers, layers), last, Counts(counts, counts), routed_shape(model))
 
 
 def routed_shape(model: Blueprint) -> jax.Array | None:
     """``DeviceState.routed`` as a shape."""
-    experts, layers = model.spec.experts, len(model.spec.sparse_layers)
-    if experts is None:
+    experts, layers = model.spec.experts, len(set(model.spec.sparse_layers) & set(model.layers))
+    if experts is None or not layers:
         return None
     return planned((layers, experts.count), jnp.uint32, named(model.mesh, (None, "expert")))
 

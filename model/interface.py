@@ -49,7 +49,7 @@ class Shapes:
     """The ladders of padded sizes, as the runner offers them. Plain integers."""
 
     decode_rows: tuple[int, ...]
-    """R of each ``decode`` program, ascending; the last is at least ``max_rows``."""
+    """R of each ``decode`` program, ascending; the last is at least a step's share of ``max_rows``."""
     mixed_tokens: tuple[int, ...]
     """T of each ``mixed`` program, ascending; the last is the token budget of a step."""
     score_tokens: int

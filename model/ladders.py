@@ -23,16 +23,24 @@ def rungs(first: int, factor: int, last: int) -> tuple[int, ...]:
 
 
 def make_shapes(
-    max_rows: int, chunk_tokens: int, page_size: int, context_length: int, vocab_size: int, window: int = 0
+    max_rows: int,
+    chunk_tokens: int,
+    page_size: int,
+    context_length: int,
+    vocab_size: int,
+    window: int = 0,
+    micro_batches: int = 1,
 ) -> Shapes:
     """Ladders 2, 8, 32 … rows and 64, 128, 256, 1024 … tokens.
 
     A decode program of one row is never built: XLA's CPU back end runs a one-row bfloat16 product ten times slower than
     one of two rows. The token ladder ends where decode rows and GRAIN tokens of prompt fit, or at the step's budget.
+    Rows and budget are dealt among ``micro_batches`` steps.
     """
-    budget = -(-max(chunk_tokens, max_rows + GRAIN) // GRAIN) * GRAIN
+    rows, tokens = -(-max_rows // micro_batches), -(-chunk_tokens // micro_batches)
+    budget = -(-max(tokens, rows + GRAIN) // GRAIN) * GRAIN
     return Shapes(
-        decode_rows=rungs(2, 4, max(2, max_rows)),
+        decode_rows=rungs(2, 4, max(2, rows)),
         mixed_tokens=(*(size for size in SMALL_STEPS if size < budget), *rungs(256, 4, max(64, budget))),
         score_tokens=SCORE_TOKENS,
         max_rows=max_rows,
@@ -54,4 +62,5 @@ def shapes_of(resolved: Resolved, vocab_size: int) -> Shapes:
         resolved.context_length,
         vocab_size,
         resolved.window if resolved.window_pages else 0,
+        resolved.micro_batches,
     )

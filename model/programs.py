@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,28 +17,45 @@ from model.device_state import DeviceState
 from model.interface import CompileListener, CompileReport, Family, Shapes, Variant
 from model.registry import Blueprint
 from model.steps import build_step, jitted, set_counts
+from sharding.axes import named
 
 _LOG = logging.getLogger(__name__)
+Executables = tuple[jax.stages.Compiled, ...]
+T = TypeVar("T")
+
 COMPILE_THREADS = 2
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 @dataclass(slots=True, frozen=True)
 class Recipe:
-    """What a program is compiled from: shapes only, no values."""
+    """What the programs of one stage are compiled from: shapes only, no values."""
 
     model: Blueprint
     shapes: Shapes
     state: DeviceState
     """As shapes with shardings."""
 
-    def compile(self, program: Program) -> jax.stages.Compiled:
-        """Trace, lower and compile one step."""
+    def lower(self, program: Program) -> jax.stages.Lowered:
+        """Trace and lower one step; a stage without head knows lean ones only."""
         leaves = tuple(self.model.leaves.values())
         buffer = jax.ShapeDtypeStruct((buffer_size(program, self.shapes),), jnp.int32)
-        return (
-            jitted(build_step(program, self.model, self.shapes), donated=1).lower(leaves, self.state, buffer).compile()
+        return jitted(build_step(program, self.model, self.shapes), donated=1).lower(
+            leaves, self.state, buffer, *self._from_others(program)
         )
+
+    def compile(self, program: Program) -> jax.stages.Compiled:
+        """Trace, lower and compile one step."""
+        return self.lower(program).compile()
+
+    def _from_others(self, program: Program) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """What a step takes that comes from another stage."""
+        model, whole = self.model, named(self.model.mesh, ())
+        if model.first and model.last:
+            return ()
+        if model.first:
+            return (jax.ShapeDtypeStruct((self.shapes.max_rows + 1,), jnp.int32, sharding=whole),)
+        return (jax.ShapeDtypeStruct((program.size, model.spec.hidden_size), jnp.float32, sharding=whole),)
 
     def compile_counts(self, size: int) -> jax.stages.Compiled:
         """The little program that rebuilds one slot's penalty counts from ``size`` entries."""
@@ -69,37 +87,39 @@ def essential(shapes: Shapes) -> list[Program]:
 
 
 class Programs:
-    """Compiled programs as they become ready."""
+    """Compiled programs as they become ready; a program is one executable for each stage."""
 
-    def __init__(self, recipe: Recipe, count_sizes: Sequence[int], listen: CompileListener) -> None:
-        self.recipe = recipe
+    def __init__(self, recipes: Sequence[Recipe], count_sizes: Sequence[int], listen: CompileListener) -> None:
+        self.recipes = tuple(recipes)
+        """By stage."""
+        self.shapes = recipes[0].shapes
         self._listen = listen
         self._pool = ThreadPoolExecutor(COMPILE_THREADS, thread_name_prefix="compile")
-        self._steps: dict[Program, Future[jax.stages.Compiled]] = {}
+        self._steps: dict[Program, Future[Executables]] = {}
         self._counts: dict[int, Future[jax.stages.Compiled]] = {}
         self._count_sizes = tuple(count_sizes)
         self._hits = CacheHits()
         self.late = 0
         """Programs that a step had to wait for."""
 
-    def adopt(self, program: Program, compiled: jax.stages.Compiled) -> None:
-        """Take ``program`` as it was compiled elsewhere for the same recipe."""
+    def adopt(self, program: Program, compiled: Executables) -> None:
+        """Take ``program`` as it was compiled elsewhere for the same recipes."""
         self._steps[program] = Future()
         self._steps[program].set_result(compiled)
 
     def start(self) -> None:
         """Begin compiling everything, in order of importance. Returns at once."""
-        first = essential(self.recipe.shapes)
-        for program in all_programs(self.recipe.shapes):
+        first = essential(self.shapes)
+        for program in all_programs(self.shapes):
             job = self._compile if program in first else self._compile_later
             self._steps[program] = self._pool.submit(job, program)
         for size in self._count_sizes:
-            self._counts[size] = self._pool.submit(self.recipe.compile_counts, size)
+            self._counts[size] = self._pool.submit(self.recipes[-1].compile_counts, size)
         self._pool.submit(self._settle)
 
     def wait_essential(self) -> None:
         """Block until serving can begin."""
-        for program in essential(self.recipe.shapes):
+        for program in essential(self.shapes):
             self._steps[program].result()
 
     def wait_all(self) -> None:
@@ -115,8 +135,8 @@ class Programs:
         ready = [p for p in larger if p.size > wanted.size and self._steps[p].done()]
         return min(ready, key=lambda p: p.size, default=wanted)
 
-    def step(self, program: Program) -> jax.stages.Compiled:
-        """The executable of ``program``; waits for it, counts and logs that, when it is not ready."""
+    def step(self, program: Program) -> Executables:
+        """``program`` by stage; waits for it, counts and logs that, when it is not ready."""
         return self._ready(str(program), self._steps[program])
 
     def counts(self, length: int) -> tuple[int, jax.stages.Compiled]:
@@ -128,13 +148,13 @@ class Programs:
         """Drop what has not begun to compile."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ready(self, name: str, future: Future[jax.stages.Compiled]) -> jax.stages.Compiled:
+    def _ready(self, name: str, future: Future[T]) -> T:
         if not future.done():
             self.late += 1
             _LOG.warning("a step waits for the program %s to be compiled", name)
         return future.result()
 
-    def _compile_later(self, program: Program) -> jax.stages.Compiled:
+    def _compile_later(self, program: Program) -> Executables:
         # two programs that come from the cache at once take longer than one after the other
         self.wait_essential()
         return self._compile(program)
@@ -144,12 +164,19 @@ class Programs:
         self.wait_all()
         gc.freeze()
 
-    def _compile(self, program: Program) -> jax.stages.Compiled:
+    def _compile(self, program: Program) -> Executables:
         began, hits = time.perf_counter(), self._hits.of_this_thread()
-        compiled = self.recipe.compile(program)
+        compiled = (*self._headless(program), self.recipes[-1].compile(program))
         seconds, from_cache = time.perf_counter() - began, self._hits.of_this_thread() > hits
         self._listen(CompileReport(program.family, program.variant, program.size, seconds, from_cache))
         return compiled
+
+    def _headless(self, program: Program) -> Executables:
+        """The stages before the last, which are the same for all variants."""
+        if len(self.recipes) > 1 and program.variant is not Variant.LEAN:
+            # begun before this one by the same threads
+            return self._steps[replace(program, variant=Variant.LEAN)].result()[:-1]
+        return tuple(recipe.compile(program) for recipe in self.recipes[:-1])
 
 
 class CacheHits:

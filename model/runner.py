@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from model.batch import Program, pack
-from model.device_state import DeviceState
+from model.batch import Program
 from model.expert_places import ExpertTable
 from model.host_pool import HostPool, SaveHandle
 from model.interface import CountRow, Family, PageId, Shapes, StepHandle, StepInput, StepOutput
+from model.pipeline import Pipeline, Stage
 from model.programs import Programs, essential
 from model.rehearsal import rehearse
 from model.steps import Outcome
@@ -116,18 +116,18 @@ class JaxRunner:
     def __init__(
         self,
         programs: Programs,
-        leaves: Sequence[jax.Array],
-        state: DeviceState,
+        stages: Sequence[Stage],
         shapes: Shapes,
         hooks: LaunchHooks = NO_HOOKS,
         host: HostPool | None = None,
     ) -> None:
         self._programs = programs
-        mixture = programs.recipe.model.spec.experts is not None
-        self._experts = ExpertTable(programs.recipe.model) if mixture else None
+        self._pipeline = Pipeline(stages, shapes)
+        self._last = self._pipeline.stages[-1]
+        whole = programs.recipes[0].model
+        alone = whole.last and whole.spec.experts is not None
+        self._experts = ExpertTable(whole) if alone else None
         self._host = host
-        self._leaves = tuple(leaves)
-        self._state = state
         self._shapes = shapes
         self._hooks = hooks
 
@@ -143,29 +143,30 @@ class JaxRunner:
 
     @property
     def experts(self) -> RunnerExperts | None:
-        """The experts of a mixture."""
+        """The experts of a mixture that is not cut into stages."""
         return None if self._experts is None else RunnerExperts(self, self._experts)
 
     def routed(self) -> NDArray[np.uint32]:
         """Tokens that were sent to each place of each layer, [layers, places]; waits for the steps launched so far."""
-        assert self._state.routed is not None, "a dense model routes nothing"
-        return np.asarray(self._state.routed)
+        routed = self._last.state.routed
+        assert routed is not None, "a dense model routes nothing"
+        return np.asarray(routed)
 
     def move_experts(self, table: ExpertTable, loads: NDArray[np.int64]) -> None:
         """Have the steps launched from now on find the experts elsewhere; waits for the steps launched so far."""
-        jax.block_until_ready(self._state)
-        self._leaves = table.rebalance(loads, self._leaves)
+        jax.block_until_ready(self._last.state)
+        self._last.leaves = table.rebalance(loads, self._last.leaves)
 
     def save_pages(self, host: HostPool, pages: Sequence[PageId], host_pages: Sequence[PageId]) -> SaveHandle:
         """Begin to copy pages to host memory, as the steps launched so far leave them."""
-        return host.save(self._state, pages, host_pages)
+        return host.save(self._last.state, pages, host_pages)
 
     def load_pages(self, host: HostPool, host_pages: Sequence[PageId], pages: Sequence[PageId]) -> None:
         """Copy pages from host memory; the steps launched from now on see them."""
-        self._state = host.load(self._state, host_pages, pages)
+        self._last.state = host.load(self._last.state, host_pages, pages)
 
     def launch(self, step: StepInput) -> JaxHandle:
-        """Start one step; the device runs steps in the order of launching."""
+        """Start one step; the devices run steps in the order of launching."""
         for hook in self._hooks.before:
             hook(step)
         for row in step.counts:
@@ -176,8 +177,7 @@ class JaxRunner:
         if program != wanted:
             rows = self._old_rows(step, program.size)
             step = widen(step, program.size, self._shapes)
-        self._state, outcome = self._programs.step(program)(self._leaves, self._state, pack(step, self._shapes))
-        handle = JaxHandle(outcome, rows)
+        handle = JaxHandle(self._pipeline.run(self._programs.step(program), step), rows)
         for hook in self._hooks.after:
             hook(handle)
         return handle
@@ -198,8 +198,9 @@ class JaxRunner:
             return np.pad(x, (0, size - x.size), constant_values=fill).astype(np.int32)
 
         beyond = np.iinfo(np.int32).max
-        self._state = program(
-            self._state, np.int32(row.slot), padded(row.ids, beyond), padded(row.prompt, 0), padded(row.output, 0)
+        last = self._last
+        last.state = program(
+            last.state, np.int32(row.slot), padded(row.ids, beyond), padded(row.prompt, 0), padded(row.output, 0)
         )
 
     def _old_rows(self, step: StepInput, size: int) -> np.ndarray:

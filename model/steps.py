@@ -22,10 +22,10 @@ from model.logprobs import Scored, score
 from model.positions import Positions, locate
 from model.registry import Blueprint
 from model.sampler import rules_of, sample
-from sharding.axes import partition
+from sharding.axes import named, partition
 
 Leaves = tuple[jax.Array, ...]
-Step = Callable[[Leaves, DeviceState, jax.Array], tuple[DeviceState, "Outcome"]]
+Step = Callable[..., tuple[DeviceState, "Outcome | Ended | jax.Array"]]
 
 LOGITS = partition((None, "vocab"))
 WHOLE = PartitionSpec()
@@ -38,31 +38,62 @@ class Outcome(NamedTuple):
     scored: Scored | None
 
 
+class Ended(NamedTuple):
+    """What the last of several stages gives."""
+
+    outcome: Outcome
+    last_token: jax.Array
+    """int32[slots]: as the step leaves it, for the first stage of a later step."""
+
+
 def build_step(program: Program, model: Blueprint, shapes: Shapes) -> Step:
-    """The function to compile for ``program``."""
+    """The function to compile for ``program`` on the devices of one stage.
+
+    It takes leaves, state and buffer. Of several stages the first takes the last tokens by slot, int32[slots], beside
+    them; the others take the hidden states float32[T, hidden] that the one before has given.
+    """
     finish = {Family.SCORE: finish_score}.get(
         program.family, finish_full if program.variant is Variant.FULL else finish_lean
     )
 
-    def step(leaves: Leaves, state: DeviceState, buffer: jax.Array) -> tuple[DeviceState, Outcome]:
+    def step(
+        leaves: Leaves, state: DeviceState, buffer: jax.Array, *before: jax.Array
+    ) -> tuple[DeviceState, Outcome | Ended | jax.Array]:
         batch = unpack(buffer, program, shapes)
-        hidden, state = forward(program, model, shapes, leaves, state, batch)
-        return finish(program, model, shapes, leaves, state, batch, hidden)
+        hidden, state = forward(program, model, shapes, leaves, state, batch, *before)
+        if not model.last:
+            return state, jax.lax.with_sharding_constraint(hidden, named(model.mesh, ()))
+        state, outcome = finish(program, model, shapes, leaves, state, batch, hidden)
+        return state, outcome if model.first else Ended(outcome, state.last_token)
 
     step.__name__ = f"{program.family}_{program.variant}_{program.size}"
     return step
 
 
 def forward(
-    program: Program, model: Blueprint, shapes: Shapes, leaves: Leaves, state: DeviceState, batch: Batch
+    program: Program,
+    model: Blueprint,
+    shapes: Shapes,
+    leaves: Leaves,
+    state: DeviceState,
+    batch: Batch,
+    before: jax.Array | None = None,
 ) -> tuple[jax.Array, DeviceState]:
-    """Hidden states float32[T, hidden] of the step's tokens, their keys and values written."""
+    """Hidden states float32[T, hidden] of the step's tokens behind the stage's layers, their keys and values written.
+
+    ``before``: of several stages, what the step takes beside its buffer.
+    """
     where = locate(batch, program.family, shapes)
     turns = tuple(rotations(where.position, inverse) for inverse in frequencies(model.spec))
     # computed once here, not again inside every layer's fusions
     where, turns = jax.lax.optimization_barrier((where, turns))
     module = model.merge(leaves)
-    x = embed(module.embedding[...], token_ids(batch, where, state), model.mesh)
+    if model.first:
+        last = state.last_token if before is None else before
+        x = embed(module.embedding[...], token_ids(batch, where, last), model.mesh)
+    else:
+        assert before is not None, "a later stage goes on with the hidden states of the one before"
+        x = before
     through = Backends(Backend(model, shapes).attend(program, batch, where), dispatch_on(model, where))
     done = module(x, turns, state.pool, through)
     return done.hidden, state._replace(pool=done.pool, routed=add_routed(state.routed, done.routed))
@@ -73,9 +104,9 @@ def add_routed(before: jax.Array | None, step: jax.Array | None) -> jax.Array | 
     return None if before is None or step is None else before + step
 
 
-def token_ids(batch: Batch, where: Positions, state: DeviceState) -> jax.Array:
-    """int32[T], with FROM_DEVICE replaced by the slot's last token."""
-    last = state.last_token[batch.slots[jnp.maximum(where.row, 0)]]
+def token_ids(batch: Batch, where: Positions, last_token: jax.Array) -> jax.Array:
+    """int32[T], with FROM_DEVICE replaced by the slot's entry of ``last_token`` int32[slots]."""
+    last = last_token[batch.slots[jnp.maximum(where.row, 0)]]
     return jnp.where(batch.tokens == FROM_DEVICE, last, batch.tokens)
 
 

@@ -32,6 +32,7 @@ from scheduler.eviction import POLICIES
 from scheduler.gates import Limits
 from scheduler.host_copies import HostCopies
 from scheduler.host_tier import HostTier
+from scheduler.hosts import OpenPort
 from scheduler.hybrid_cache import HybridCache
 from scheduler.kv_cache import KVCache
 from scheduler.lookout import Lookout
@@ -67,6 +68,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     depth: int
     max_inflight: int
     """Unread sampled tokens that a request may have when it is planned again."""
+    micro_batches: int = 1
+    """Steps among which decode rows are dealt, to be under way at the same time."""
     eos_ids: tuple[int, ...]
     reuse: bool = True
     """Whether prefixes are cached."""
@@ -112,7 +115,8 @@ def settings_from(resolved: Resolved, config: EngineConfig, eos_ids: tuple[int, 
         num_pages=resolved.num_pages,
         max_rows=resolved.max_running_requests,
         depth=resolved.depth,
-        max_inflight=resolved.depth,
+        max_inflight=resolved.max_inflight,
+        micro_batches=resolved.micro_batches,
         eos_ids=eos_ids,
         reuse=resolved.cache_family.endswith("radix"),
         window_pages=resolved.window_pages,
@@ -149,8 +153,13 @@ def settings_from(resolved: Resolved, config: EngineConfig, eos_ids: tuple[int, 
     )
 
 
+def port_on(channel: Channel) -> OpenPort:
+    """A port on a channel, with the machine's clock and random source."""
+    return lambda mailbox: ChannelPort(channel, time.monotonic_ns, lambda: secrets.randbits(32), mailbox)
+
+
 def build_engine(
-    channel: Channel,
+    open_port: OpenPort,
     runner: Runner,
     resolved: Resolved,
     config: EngineConfig,
@@ -159,14 +168,13 @@ def build_engine(
     replica: int = 0,
     listener: CacheListener | None = None,
 ) -> Engine:
-    """An engine on a channel, with the machine's clock and random source."""
+    """An engine on a port of the caller's, which is given the mailbox of what finishes off the engine's thread."""
     mailbox = Mailbox()
     copies = (
         HostCopies(runner.host, mailbox, config.cache, runner.shapes.page_size) if runner.host is not None else None
     )
-    port = ChannelPort(channel, time.monotonic_ns, lambda: secrets.randbits(32), mailbox)
     settings = settings_from(resolved, config, eos_ids)
-    return assemble(port, runner, settings, observers, replica, listener, copies, time.monotonic_ns)
+    return assemble(open_port(mailbox), runner, settings, observers, replica, listener, copies, time.monotonic_ns)
 
 
 def assemble(
@@ -236,6 +244,7 @@ def _budgets(shapes: Shapes, settings: Settings) -> Budgets:
         reuse=settings.reuse,
         window=shapes.window if settings.window_pages else 0,
         window_pages=settings.window_pages,
+        micro_batches=settings.micro_batches,
     )
 
 

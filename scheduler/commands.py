@@ -673,6 +673,21 @@ class Compiled(Struct, frozen=True, kw_only=True, tag="compiled"):
     replica: int = 0
 
 
+class PlanMade(Struct, frozen=True, array_like=True):
+    """A plan, for the comparison with those of other hosts."""
+
+    number: int
+    """From 1 on."""
+    plan: bytes
+    """``Plan.canonical``."""
+
+
+PLAN_FIELDS: Final = (
+    *("family", "size", "decode", "pieces", "admit", "retract", "preempt", "drain", "blocked", "passed", "newcomer"),
+)
+"""What stands in ``Plan.canonical``, in order."""
+
+
 class Reports(Struct, frozen=True, kw_only=True, tag="reports"):
     """What an engine has to say of its last steps, in order."""
 

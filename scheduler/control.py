@@ -240,7 +240,8 @@ class Control:
     def _no_experts(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         del now_ns
         assert isinstance(command, ExpertDistribution)
-        return [(origin, Reply(call=command.call, success=False, message="The model has no experts."))]
+        message = "The model has no experts, or is cut into stages or over hosts."
+        return [(origin, Reply(call=command.call, success=False, message=message))]
 
     def _shutdown(self, origin: Origin, command: Command, now_ns: int) -> list[Answer]:
         self.shut = True

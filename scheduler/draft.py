@@ -55,6 +55,8 @@ class Budgets:
     """Tokens that layers with a sliding window see, where they have a page group of their own; 0 where not."""
     window_pages: int = 0
     """Of that group."""
+    micro_batches: int = 1
+    """Plans among which decode rows are dealt evenly, so that as many steps can be under way with rows of their own."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -85,6 +87,8 @@ class View:
     budgets: Budgets = Budgets()
     pause: PauseMode | None = None
     """Why no work is planned: generation stands still."""
+    step: int = 0
+    """Steps launched so far."""
 
 
 @dataclass(slots=True, frozen=True)

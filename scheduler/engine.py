@@ -130,6 +130,7 @@ class Engine:
             preemption=policy.preemption,
             budgets=policy.budgets,
             pause=self._control.pause.mode,
+            step=self._step,
         )
         return make_plan(view)
 

@@ -41,7 +41,7 @@ def run(engine: Verbs, depth: int) -> None:
     """Serve until a ``Shutdown`` has been handled. Blocks.
 
     Depth 0 reads every step before the next is planned; 1 overlaps the host with the device; stages - 1 fills a
-    pipeline. (Documents: O-5, O-6, O-7.)
+    pipeline, and one more overlaps the host with its first stage. (Documents: O-5, O-6, O-7.)
     """
     pending: deque[Step] = deque()
     while engine.serving:

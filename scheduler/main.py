@@ -27,26 +27,29 @@ from configs.packages import check_packages
 from configs.replicas import share_of
 from configs.resolve import banner, cache_dir, resolve, weight_dtype
 from configs.schema import EngineConfig, Observe, Resolved
-from model.device_state import allocate, state_shapes
+from model.device_state import state_shapes
 from model.host_pool import HostPool, fingerprint, staging_memory
 from model.interface import CompileReport, Shapes
 from model.ladders import shapes_of
 from model.loading.folder import ModelFolder
 from model.loading.hf_config import read_config
 from model.loading.source import fetch
+from model.pipeline import open_stages
 from model.profile import DeviceProfiler, listen
 from model.programs import Programs, Recipe, all_programs, enable_cache
-from model.registry import Blueprint, blueprint, facts
+from model.registry import Blueprint, facts, joined, stage_blueprints
 from model.runner import NO_HOOKS, JaxRunner, LaunchHooks
 from model.weights import load_weights
-from scheduler.assembly import build_engine, settings_from
+from scheduler.assembly import build_engine, port_on, settings_from
 from scheduler.channel import Channel
 from scheduler.commands import FAILED, Progress, Ready
 from scheduler.engine import Engine
 from scheduler.expert_record import ExpertRecord
+from scheduler.hosts import ONE_HOST, Hosts, meet, open_hosts, pool
 from scheduler.instruments import Instruments, instruments
 from scheduler.loop import run
 from scheduler.observe import Observer
+from scheduler.plan_post import PlanPost
 from scheduler.recording import Recorder, open_recorder
 from scheduler.reporter import Reporter
 from scheduler.start import EngineStart, exit_with_parent, read_start
@@ -55,6 +58,8 @@ from scheduler.watchers import OnStuck, Watchers, open_watchers
 from scheduler.zmq_channel import ZmqChannel, last_words
 from sharding.claim import claim
 from sharding.mesh import build_mesh, hardware_facts, prepare_devices
+from sharding.processes import join
+from sharding.processes import leave as part
 
 OnProgress = Callable[[Progress], None]
 CRASHED: Final = 1
@@ -99,6 +104,17 @@ class Setup:
 
 
 @dataclass(slots=True, frozen=True)
+class Place:
+    """Where an engine stands among others."""
+
+    replica: int = 0
+    sharing: int = 1
+    """Engines that divide this machine's memory."""
+    hosts: Hosts = ONE_HOST
+    """Those that are this engine together."""
+
+
+@dataclass(slots=True, frozen=True)
 class RunningEngine:
     """An engine on its channel."""
 
@@ -123,41 +139,49 @@ class RunningEngine:
 
 
 def prepare(
-    config: EngineConfig, name: str, on_progress: OnProgress, reporter: Reporter | None = None, sharing: int = 1
+    config: EngineConfig,
+    name: str,
+    on_progress: OnProgress,
+    reporter: Reporter | None = None,
+    place: Place = Place(),
 ) -> Setup:
     """Fetch the model, decide every ``auto``, and begin to compile; weights are not loaded yet.
-
-    ``sharing``: how many engines divide this machine's memory.
 
     Raises:
       ConfigError: the launch file asks for what this machine or model cannot give.
     """
+    if config.distributed.hosts != place.hosts.count:
+        what = "only radjax serve starts an engine over several hosts"
+        raise ConfigError(what, key="distributed.hosts", value=config.distributed.hosts, suggestion="leave it at 1")
     on_progress(Progress(stage="model", done=0, total=0, detail=config.model.source))
     cache = Path(cache_dir(config.model.cache_dir)).expanduser()
     enable_cache(str(cache / "compiled"))
-    prepare_devices(config.parallel)
+    prepare_devices(config.parallel, config.distributed.hosts)
     folder = fetch(
         config.model.source,
         cache,
         lambda stage, done, total: on_progress(Progress(stage=stage, done=done, total=total)),
     )
     spec = read_config(folder)
-    hardware, shards = share_of(hardware_facts(), sharing), config.parallel.shards
+    meet(place.hosts, facts(spec))
+    join(config.distributed)
+    hardware, shards = pool(place.hosts, share_of(hardware_facts(), place.sharing)), config.parallel.shards
     refuse_sizes(config.parallel, facts(spec), hardware.num_devices)
-    mesh = build_mesh(config.parallel)
-    held = blueprint(spec, mesh, weight_dtype(config.model.dtype, hardware.platform))
-    resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes)
-    held = replace(held, attention=resolved.attention)
+    parts = stage_blueprints(spec, build_mesh(config.parallel), weight_dtype(config.model.dtype, hardware.platform))
+    held, sizes = joined(parts), [part.stage for part in parts]
+    resolved = resolve(config, name, hardware, facts(spec), held.weight_bytes, sizes)
     shapes = shapes_of(resolved, spec.vocab_size)
     window_pages = resolved.window_pages + 1 if resolved.window_pages else 0
-    state = state_shapes(held, shapes, resolved.num_pages + 1, window_pages)
+    parts = [replace(part, attention=resolved.attention) for part in parts]
     programs = Programs(
-        Recipe(held, shapes, state),
+        [Recipe(one, shapes, state_shapes(one, shapes, resolved.num_pages + 1, window_pages)) for one in parts],
         sorted({min(COUNT_SIZE, resolved.context_length), resolved.context_length}),
         compile_progress(on_progress, len(all_programs(shapes)), reporter),
     )
     programs.start()
-    lines = banner(resolved, hardware, shards) + memory_plan(resolved, facts(spec), held.weight_bytes, hardware, shards)
+    lines = banner(resolved, hardware, shards) + memory_plan(
+        resolved, facts(spec), held.weight_bytes, hardware, shards, sizes
+    )
     return Setup(folder, held, resolved, shapes, programs, lines)
 
 
@@ -176,22 +200,28 @@ def compile_progress(on_progress: OnProgress, total: int, reporter: Reporter | N
 
 
 def make_runner(
-    config: EngineConfig, setup: Setup, on_progress: OnProgress, hooks: LaunchHooks = NO_HOOKS
+    config: EngineConfig, setup: Setup, on_progress: OnProgress, hooks: LaunchHooks = NO_HOOKS, hosts: Hosts = ONE_HOST
 ) -> JaxRunner:
-    """Load the weights while programs compile; returns when serving can begin."""
+    """Load the weights while programs compile; returns when serving can begin.
+
+    Several hosts begin with all programs: which are ready decides which a step takes, and that must be the same.
+    """
 
     def loaded(done: int, total: int) -> None:
         on_progress(Progress(stage="weights", done=done, total=total))
 
     leaves = load_weights(config.model, setup.folder, setup.model, loaded)
-    state = allocate(setup.programs.recipe.state)
+    stages = open_stages(setup.programs.recipes, leaves)
+    if hosts.count > 1:
+        setup.programs.wait_all()
+        hosts.exchange(b"loaded")
     setup.programs.wait_essential()
     host = None
     if setup.resolved.host_pages:
-        made_of, recipe = fingerprint(config.model, setup.folder), setup.programs.recipe
+        made_of, (recipe,) = fingerprint(config.model, setup.folder), setup.programs.recipes
         mesh = recipe.model.mesh
         host = HostPool(setup.resolved.host_pages, recipe.state, mesh, made_of, staging_memory(mesh.devices.flat))
-    runner = JaxRunner(setup.programs, [leaves[name] for name in setup.model.leaves], state, setup.shapes, hooks, host)
+    runner = JaxRunner(setup.programs, stages, setup.shapes, hooks, host)
     runner.warm_up()
     return runner
 
@@ -202,23 +232,22 @@ def open_engine(
     channel: Channel,
     on_progress: OnProgress,
     observers: tuple[Observer, ...] = (),
-    replica: int = 0,
     reporter: Reporter | None = None,
-    sharing: int = 1,
+    place: Place = Place(),
 ) -> RunningEngine:
     """Everything up to the loop, on a channel of the caller's; ``reporter`` is told of all that there is to report.
 
     Raises:
       ConfigError: see ``prepare``.
     """
-    setup = prepare(config, name, on_progress, reporter, sharing)
+    setup, replica, hosts = prepare(config, name, on_progress, reporter, place), place.replica, place.hosts
     with contextlib.ExitStack() as undo:
         undo.callback(setup.programs.close)
         around, hooks = make_instruments(config.observe, reporter)
         undo.callback(around.close)
         watchers = open_watchers(config.observe, config.parallel, setup.resolved, replica)
         undo.callback(watchers.close)
-        runner = make_runner(config, setup, on_progress, hooks)
+        runner = make_runner(config, setup, on_progress, hooks, hosts)
         eos_ids = setup.model.spec.eos_token_ids
         recorder = open_recorder(config.observe, setup.shapes, settings_from(setup.resolved, config, eos_ids))
         undo.pop_all()
@@ -226,8 +255,9 @@ def open_engine(
     if reporter is not None:
         observers = (*observers, reporter)
     watching = (*around.observers, *observers, lines, *watchers.observers, *([] if recorder is None else [recorder]))
-    engine = build_engine(channel, runner, setup.resolved, config, eos_ids, watching, replica, watchers.listener)
-    if runner.experts is not None:
+    port = hosts.port(port_on(channel))
+    engine = build_engine(port, runner, setup.resolved, config, eos_ids, watching, replica, watchers.listener)
+    if runner.experts is not None and hosts.count == 1:
         name_dump = partial(dump_name, replica)
         engine.handlers.update(ExpertRecord(runner.experts, config.observe.expert_distribution_dir, name_dump).handlers)
     return RunningEngine(setup, engine, recorder, around, watchers)
@@ -277,7 +307,7 @@ class Announcer:
             self._channel = None
 
 
-def serve(start: EngineStart, channel: ZmqChannel, observers: tuple[Observer, ...] = ()) -> int:
+def serve(start: EngineStart, channel: ZmqChannel, hosts: Hosts, observers: tuple[Observer, ...] = ()) -> int:
     """Become ready and serve; returns the exit code. Whatever ends it early is said to the launcher first."""
     announcer = Announcer(channel)
     try:
@@ -288,11 +318,11 @@ def serve(start: EngineStart, channel: ZmqChannel, observers: tuple[Observer, ..
             channel,
             announcer.announce,
             observers,
-            replica=start.replica,
-            reporter=reporter,
-            sharing=start.sharing,
+            reporter,
+            Place(start.replica, start.sharing, hosts),
         )
-        signal.signal(signal.SIGTERM, lambda number, frame: channel.stop())
+        if not start.config.distributed.rank:  # the others leave with host 0
+            signal.signal(signal.SIGTERM, lambda number, frame: channel.stop())
         announcer.finish(running.setup.ready())
         reporter.flush()
 
@@ -302,6 +332,7 @@ def serve(start: EngineStart, channel: ZmqChannel, observers: tuple[Observer, ..
 
         gc.freeze()  # the model and its programs stay: no collection need visit them
         running.run(leave)
+        part()
     except ConfigError as error:
         announcer.silence()
         channel.broadcast(Progress(stage=FAILED, done=0, total=0, detail=str(error)))
@@ -325,20 +356,28 @@ def main(observers: tuple[Observer, ...] = ()) -> int:
     start = read_start(sys.stdin.buffer, EngineStart)
     exit_with_parent(sys.stdin.buffer)
     claim(start.config.parallel, start.replica)
-    ranks = log.rank_prefix(start.config.parallel, start.replica)
+    ranks = log.rank_prefix(start.config.parallel, start.replica, start.config.distributed)
     log.configure(start.config.observe, f"engine-{start.replica}", ranks)
     gc_pauses.watch(start.config.observe.gc_warning_s)
     # a terminal's Ctrl-C reaches the whole group; the launcher decides what it means
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     context: zmq.Context[zmq.SyncSocket] = zmq.Context()
     channel = ZmqChannel(context, start.endpoints, start.replica, start.life)
+    hosts = open_hosts(context, start.config.distributed)
+    post = PlanPost(context, start.endpoints) if hosts.count > 1 else None
     try:
-        return serve(start, channel, observers)
+        code = serve(start, channel, hosts, observers if post is None else (*observers, post))
     finally:
         # the process is ending already, and the channel can no longer be woken
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if post is not None:
+            post.close()
+        hosts.close()
         channel.close()
         context.term()
+    if code and hosts.count > 1:
+        os._exit(code)  # jax would wait for the others, who may be stuck
+    return code
 
 
 if __name__ == "__main__":

@@ -64,26 +64,39 @@ def _stand_still(view: View) -> Plan:
 def _sort_running(view: View) -> Draft:
     """Sort running requests by the kind of their next work. The only pass over all of them."""
     draft = Draft(view, view.available)
-    decode = draft.decode
+    decode, under_way, micro_batches = draft.decode, list[int](), view.budgets.micro_batches
+    # of the steps since, each has rows of its own: another stage works at each
+    since = view.step - (micro_batches - 1)
     for request in view.running:
         computed = request.computed
         if computed >= request.goal or request.finish is not None:
             continue  # All of it is launched, or the rest is not wanted.
-        if request.inflight > request.max_inflight:
+        if request.inflight > request.max_inflight or (request.inflight and request.planned > since):
             draft.blocked.append(Blocked(request, Reason.IN_FLIGHT))
+            under_way.append(request.planned)
         elif request.length - computed == 1 and request.max_new:
             decode.append(request)
         elif request.scoring and computed == request.next_score:
             draft.scoring.append(request)
         else:
             draft.prefill.append(request)
-    limit = min(view.max_rows, view.shapes.decode_rows[-1])
+    share = _share(len(decode), under_way, micro_batches)
+    limit = min(view.max_rows, view.shapes.decode_rows[-1], share)
     if len(decode) > limit:
         decode[:] = _by_turn(decode)
         draft.blocked += [Blocked(request, Reason.TOKEN_BUDGET) for request in decode[limit:]]
         del decode[limit:]
     draft.fresh = sum([one.computed >= lease.capacity for one in decode if (lease := one.lease) is not None])
     return draft
+
+
+def _share(ready: int, under_way: Sequence[int], micro_batches: int) -> int:
+    """Decode rows of the next of ``micro_batches`` steps that are to be under way with equally many rows each.
+
+    ``under_way``: the step of each row that is in flight.
+    """
+    left = max(1, micro_batches - len(set(under_way)))
+    return min(-(-(ready + len(under_way)) // micro_batches), -(-ready // left))
 
 
 def _by_turn(rows: Sequence[Request]) -> list[Request]:

@@ -39,6 +39,11 @@ class Endpoints(Struct, frozen=True):
         return f"ipc://{self.directory}/stats"
 
     @property
+    def plans(self) -> str:
+        """Plans of the engine for the launcher, which binds it where there are several hosts."""
+        return f"ipc://{self.directory}/plans"
+
+    @property
     def collector(self) -> str:
         """Questions of the frontends to the collector, which binds it."""
         return f"ipc://{self.directory}/collector"
@@ -54,6 +59,11 @@ def frontend_index(identity: bytes) -> Origin | None:
     digits = identity.removeprefix(_FRONTEND)
     named = identity.startswith(_FRONTEND) and digits.isdigit() and len(digits) <= 4
     return int(digits) if named and frontend_id(int(digits)) == identity else None
+
+
+def host_id(rank: int) -> bytes:
+    """The ZeroMQ identity with which one of several hosts speaks to host 0."""
+    return b"host-%d" % rank
 
 
 class EngineStart(Struct, frozen=True, kw_only=True):

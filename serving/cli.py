@@ -18,7 +18,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "chat": "talk to a running server in the terminal",
         "generate": "continue prompts offline, the engine in this process",
         "bench": "measure: serve, steps, radix",
-        "config": "show or check a launch file, or print its schema",
+        "config": "show or check a launch file, say what fits where, or print its schema",
         "model": "pull, list or convert models",
         "replay": "run a recording again and compare the plans",
         "events": "follow the KV cache of a running engine",

@@ -11,6 +11,7 @@ from typing import Final
 import msgspec
 import zmq
 
+from configs.distributed import for_host
 from configs.env import engine_environment
 from configs.replicas import for_replica, with_pool
 from configs.schema import EngineConfig
@@ -121,7 +122,7 @@ class Engines:
     def _start(self, replica: int, config: EngineConfig, sharing: int) -> None:
         life = self._lives.setdefault(replica, 0)
         start = EngineStart(
-            config=for_replica(config, replica, life),
+            config=for_replica(for_host(config), replica, life),
             name=self._name,
             endpoints=self._endpoints,
             replica=replica,

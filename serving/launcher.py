@@ -8,20 +8,17 @@ SIGTERM or Ctrl-C drains; a second one aborts.
 
 import contextlib
 import os
-import signal
 import socket
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import Final
 
 import zmq
-from msgspec import structs
 
 from configs import log
+from configs.distributed import refuse_distributed
 from configs.errors import ConfigError
 from configs.schema import EngineConfig
 from scheduler.commands import PauseGeneration, Ready
@@ -29,10 +26,11 @@ from scheduler.start import Endpoints, FrontendStart
 from serving.children import Child, spawn
 from serving.collector import Collector
 from serving.engines import MAX_RESTARTS, Engines
+from serving.follower import follow
+from serving.host_link import open_link
 from serving.metrics import Metrics
-from serving.startup import Display, display
 from serving.tracing import check_tracing
-from serving.vitals import stage_of
+from serving.watch import Watch, caught_signals
 
 ENGINE_MODULE: Final = "scheduler.main"
 FRONTEND_MODULE: Final = "serving.frontend"
@@ -74,8 +72,12 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
     """Serve until a signal or a death; returns the exit code of the process.
 
     Raises:
-      ConfigError: the address cannot be bound, or what the launch file asks for is not installed.
+      ConfigError: the address cannot be bound, what the launch file asks for is not installed, or several hosts cannot
+        do it.
     """
+    refuse_distributed(config)
+    if config.distributed.rank:
+        return follow(config, name, engine_module)
     log.configure(config.observe, "launcher")
     check_tracing(config.observe)
     with contextlib.ExitStack() as stack:
@@ -91,10 +93,11 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
         # frontends first: they answer /livez while the engines load
         family = Family(engines, _frontends(config, name, endpoints, listener))
         stack.callback(_end, family)
-        engines.start_first()
-        shown = display()
-        stack.callback(shown.close)
-        return Launcher(config, family, collector, signals, shown, url_of(listener)).run()
+        hosts = open_link(context, endpoints, config)
+        stack.callback(hosts.close)
+        watch = Watch(collector, hosts, signals, _about_others(config), url_of(listener))
+        stack.callback(watch.close)
+        return Launcher(config, family, watch).run()
 
 
 def make_metrics(config: EngineConfig, name: str) -> Metrics | None:
@@ -138,59 +141,34 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-@contextlib.contextmanager
-def caught_signals() -> Generator[socket.socket, None, None]:
-    """A socket that yields the number of each SIGTERM, SIGINT and SIGCHLD as a byte. For the main thread only."""
-    reading, writing = socket.socketpair()
-    reading.setblocking(False)
-    writing.setblocking(False)
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
-    before = {number: signal.signal(number, _heard) for number in numbers}
-    descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    try:
-        yield reading
-    finally:
-        signal.set_wakeup_fd(descriptor)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        reading.close()
-        writing.close()
-
-
 class Launcher:
-    """The life of the service after its processes have been started."""
+    """The life of the service from when its frontends run; the engines are started when all hosts are there."""
 
-    def __init__(
-        self,
-        config: EngineConfig,
-        family: Family,
-        collector: Collector,
-        signals: socket.socket,
-        shown: Display,
-        url: str,
-    ) -> None:
+    def __init__(self, config: EngineConfig, family: Family, watch: Watch) -> None:
         self._config = config
         self._family = family
-        self._collector = collector
+        self._watch = watch
+        self._collector = watch.collector
+        self._hosts = watch.hosts
         self._engines = family.engines
-        self._signals = signals
-        self._display = shown
-        self._url = url
-        self._asked = 0
         self._restarting: set[int] = set()
         """Engines that were started again and do not serve yet."""
         self._buried: set[int] = set()
         """Dead engines of which the frontends have heard."""
-        self._announced = False
-        self._shown_progress = collector.last_progress
-        self._poller = zmq.Poller()
-        for source in (*collector.sockets, signals.fileno()):
-            self._poller.register(source, zmq.POLLIN)
 
     def run(self) -> int:
         """Until a signal or a death; every child is gone, or about to be killed, afterwards."""
-        self._turn_until(lambda: self._asked > 0 or bool(self._mend()))
-        return self._drain() if self._asked else self._fail(self._mend())
+        self._watch.until(lambda: self._hosts.met or self._over())
+        if self._hosts.met:
+            self._engines.start_first()
+            self._watch.until(self._over)
+        if self._watch.asked:
+            return self._drain() if self._hosts.met else self._give_up()
+        return self._fail(self._mend()) if self._hosts.fault is None else self._forsake(self._hosts.fault)
+
+    def _over(self) -> bool:
+        """Whether the service is to end."""
+        return self._watch.asked > 0 or self._hosts.fault is not None or bool(self._mend())
 
     def _mend(self) -> tuple[Child, ...]:
         """Start the engines that are to follow, now or again; the dead processes that end the service."""
@@ -199,7 +177,7 @@ class Launcher:
             self._engines.start_others(first)
         for replica in self._restarting & set(self._collector.readies):
             self._restarting.discard(replica)
-            self._say(f"engine {replica} serves again")
+            self._watch.say(f"engine {replica} serves again")
             if self._collector.vitals.paused:
                 self._engines.send(replica, PauseGeneration(call="launcher", mode="in_place"))
         fatal = [child for child in self._family.frontends if not child.alive]
@@ -213,11 +191,17 @@ class Launcher:
     def _restart(self, replica: int, child: Child, alike: Ready) -> None:
         said = self._collector.failures.get(replica)
         how = f"the {child.name} process {child.last_words}" + (f": {said}" if said else "")
-        self._say(f"{how}; it is started again")
+        self._watch.say(f"{how}; it is started again")
         self._collector.lost(replica, how)
         self._engines.restart(replica, alike, time.monotonic())
         self._collector.begun(replica)
         self._restarting.add(replica)
+
+    def _give_up(self) -> int:
+        """Told to stop before all hosts were there; no engine runs."""
+        self._hosts.die("host 0 was told to stop")
+        self._dismiss()
+        return 0
 
     def _bury(self) -> None:
         """While the service drains, a dead engine stays dead; the frontends hear of it."""
@@ -229,7 +213,7 @@ class Launcher:
     def _drain(self) -> int:
         """Let what runs finish, then go. A second signal, or the time limit, ends it."""
         limit_s = self._config.serving.drain_timeout_s
-        self._say("draining: new requests are refused; a second signal aborts")
+        self._watch.say("draining: new requests are refused; a second signal aborts")
         self._collector.vitals.drain()
         self._collector.tell()
         self._collector.leave(limit_s + ABORT_GRACE_S)
@@ -237,32 +221,55 @@ class Launcher:
 
         def drained() -> bool:
             self._bury()
-            return self._asked > 1 or not engines.alive or not any(child.alive for child in frontends)
+            over = self._watch.asked > 1 or self._hosts.fault is not None
+            return over or not engines.alive or not any(child.alive for child in frontends)
 
-        self._turn_until(drained, limit_s)
+        self._watch.until(drained, limit_s)
+        if self._hosts.fault is not None:
+            return self._forsake(self._hosts.fault)
         if not engines.alive and any(child.alive for child in frontends):
             return self._fail(engines.children)
         engines.shut_down(self._collector.vitals.serving)  # what still runs ends, and the frontends tell their clients
-        self._turn_until(lambda: not self._family.alive, ABORT_GRACE_S)
+        self._watch.until(lambda: not self._family.alive, ABORT_GRACE_S)
+        self._hosts.end()
         self._dismiss()
         return 0
 
     def _fail(self, dead: Sequence[Child]) -> int:
-        """A process has died: tell everybody, and leave with the reason."""
-        self._turn_until(self._said_why, LAST_WORDS_S)
+        """A process has died: tell everybody, and leave with the reason, which may lie on another host."""
+        died_s = time.monotonic()
+        self._watch.until(self._said_why, LAST_WORDS_S)
         how = self._how(dead[0])
-        self._collector.vitals.die(how)  # strangers hear of it too: why is for the log
-        self._collector.tell()
-        self._turn_until(lambda: self._asked > 1, DEATH_GRACE_S if self._collector.ready else 0.0)
-        self._dismiss()
-        self._say(f"error: {how}{self._why()}")
+        self._end_streams(how)
+        self._hosts.die(f"{how}{self._why()}")
+        self._watch.until(lambda: self._hosts.settled(died_s), self._config.distributed.timeout_s)
         code = dead[0].exit_code
-        return code if code is not None and code > 0 else 1
+        cause = "" if self._hosts.fault is None else f"; {self._hosts.fault}"
+        return self._leave(f"{how}{self._why()}{cause}", code if code is not None and code > 0 else 1)
+
+    def _forsake(self, fault: str) -> int:
+        """Another host has ended, or plans something else: end, too. The engine may be stuck, and is not asked."""
+        self._end_streams("another host of the service has ended")
+        self._hosts.die(fault)
+        for child in self._engines.children:
+            child.kill()
+        return self._leave(fault, 1)
+
+    def _end_streams(self, how: str) -> None:
+        """Strangers hear of it too: why is for the log."""
+        self._collector.vitals.die(how)
+        self._collector.tell()
+
+    def _leave(self, reason: str, code: int) -> int:
+        self._watch.until(lambda: self._watch.asked > 1, DEATH_GRACE_S if self._collector.ready else 0.0)
+        self._dismiss()
+        self._watch.say(f"error: {reason}")
+        return code
 
     def _dismiss(self) -> None:
         for child in self._family.alive:
             child.terminate()
-        self._turn_until(lambda: not self._family.alive, ABORT_GRACE_S)
+        self._watch.until(lambda: not self._family.alive, ABORT_GRACE_S)
 
     def _how(self, child: Child) -> str:
         if not self._collector.ready:
@@ -286,43 +293,16 @@ class Launcher:
         failures = self._collector.failures
         return list(dict.fromkeys(failures[replica] for replica in self._engines.dead if replica in failures))
 
-    def _turn_until(self, done: Callable[[], bool], limit_s: float | None = None) -> None:
-        """Serve the sockets until ``done()`` or the time limit; at least one turn."""
-        deadline = None if limit_s is None else time.monotonic() + limit_s
-        while True:
-            self._take_signals()
-            self._collector.turn()
-            self._show()
-            left_s = _TICK_S if deadline is None else min(_TICK_S, deadline - time.monotonic())
-            if done() or left_s <= 0:
-                return
-            patience_s = self._collector.patience_s
-            self._poller.poll(max(1, round(1000 * (left_s if patience_s is None else min(left_s, patience_s)))))
 
-    def _take_signals(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._asked += sum(number != signal.SIGCHLD for number in self._signals.recv(4096))
-
-    def _show(self) -> None:
-        progress, ready = self._collector.last_progress, self._collector.ready
-        if progress is not None and progress != self._shown_progress and not self._announced:
-            self._shown_progress = progress
-            self._display.progress(structs.replace(progress, stage=stage_of(progress)))
-        if ready is not None and not self._announced:
-            self._announced = True
-            banner = [*ready.banner, *self._about_replicas()]
-            self._display.ready(structs.replace(ready, banner=banner), self._url)
-
-    def _about_replicas(self) -> list[str]:
-        parallel = self._config.parallel
-        if parallel.replicas == 1:
-            return []
-        rule = "prefix" if parallel.placement == "auto" else parallel.placement
-        return [f"{'replicas':<16} {parallel.replicas}, each as above, one process each; requests are placed by {rule}"]
-
-    def _say(self, text: str) -> None:
-        self._display.close()
-        print(f"radjax: {text}", file=sys.stderr, flush=True)
+def _about_others(config: EngineConfig) -> list[str]:
+    """Lines of the banner: the engine is one of several, or over several hosts."""
+    parallel, hosts = config.parallel, config.distributed.hosts
+    if hosts > 1:
+        return [f"{'hosts':<16} {hosts}, of {parallel.devices // hosts} devices each; this is host 0"]
+    if parallel.replicas == 1:
+        return []
+    rule = "prefix" if parallel.placement == "auto" else parallel.placement
+    return [f"{'replicas':<16} {parallel.replicas}, each as above, one process each; requests are placed by {rule}"]
 
 
 def _frontends(config: EngineConfig, name: str, endpoints: Endpoints, listener: socket.socket) -> tuple[Child, ...]:
@@ -334,10 +314,6 @@ def _frontends(config: EngineConfig, name: str, endpoints: Endpoints, listener: 
         for index in range(config.serving.workers)
     ]
     return tuple(spawn(f"frontend {start.index}", FRONTEND_MODULE, start, (descriptor,)) for start in starts)
-
-
-def _heard(number: int, frame: FrameType | None) -> None:
-    """The wake-up descriptor carries the number; a handler must be there for that."""
 
 
 def _end(family: Family) -> None:

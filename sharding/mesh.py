@@ -12,14 +12,14 @@ from configs.schema import HardwareFacts, Parallel
 from sharding.axes import MESH_AXES, MODEL_AXES
 
 
-def prepare_devices(parallel: Parallel) -> None:
-    """Make a CPU show as many devices as the mesh needs; must run before any array exists."""
+def prepare_devices(parallel: Parallel, hosts: int = 1) -> None:
+    """Make a CPU show this host's share of the devices of the mesh; must run before any array exists."""
     if parallel.devices > 1:
-        jax.config.update("jax_num_cpu_devices", parallel.devices)
+        jax.config.update("jax_num_cpu_devices", parallel.devices // hosts)
 
 
 def build_mesh(parallel: Parallel) -> Mesh:
-    """A mesh with axes ``data, stage, expert, tensor`` over the first devices of this process.
+    """A mesh with axes ``data, stage, expert, tensor`` over the first devices of every process, equally many of each.
 
     Raises:
       ConfigError: fewer devices than the sizes ask for.
@@ -33,7 +33,15 @@ def build_mesh(parallel: Parallel) -> Mesh:
             key="parallel",
             suggestion=f"at most {len(devices)} in all",
         )
-    return Mesh(np.array(devices[:wanted]).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    each = wanted // jax.process_count()
+    taken = [device for rank in range(jax.process_count()) for device in jax.local_devices(rank)[:each]]
+    return Mesh(np.array(taken).reshape(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def stage_meshes(mesh: Mesh) -> tuple[Mesh, ...]:
+    """The devices of each pipeline stage, as meshes with the same axes and one stage."""
+    stages = np.split(mesh.devices, mesh.shape["stage"], axis=MESH_AXES.index("stage"))
+    return tuple(Mesh(devices, MESH_AXES, axis_types=mesh.axis_types) for devices in stages)
 
 
 def model_shards(mesh: Mesh) -> int:
@@ -42,8 +50,8 @@ def model_shards(mesh: Mesh) -> int:
 
 
 def hardware_facts() -> HardwareFacts:
-    """Platform, kind and free memory of the first device."""
-    device = jax.devices()[0]
+    """Platform, kind and free memory of this process's first device, and how many there are in all."""
+    device = jax.local_devices()[0]
     free = psutil.virtual_memory().available
     stats = device.memory_stats() if device.platform != "cpu" else None
     return HardwareFacts(

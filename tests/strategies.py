@@ -109,6 +109,7 @@ def workloads(draw: st.DrawFn) -> Workload:
         max_rows=draw(st.integers(2 if pressed else 1, ladders.max_rows)),
         depth=draw(st.integers(0, 4)),
         max_inflight=max_inflight,
+        micro_batches=draw(st.sampled_from([1, 1, 2, 3])),
         eos_ids=(EOS,),
         reuse=draw(st.sampled_from([True, True, True, False])),
         eviction=draw(st.sampled_from(["lru", "lfu", "slru", "fifo", "mru", "filo", "priority"])),

@@ -36,16 +36,20 @@ class Gemma3Block(nnx.Module):
 
 
 class Gemma3(nnx.Module):
-    """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
+    """The decoder without its embedding lookup, or some of its layers.
 
-    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str) -> None:
-        self.embedding_scale = spec.embedding_scale
-        self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
-        self.blocks = nnx.List(
-            [Gemma3Block(spec, layout, shards, dtype, spec.window(i)) for i in range(spec.num_layers)]
-        )
-        self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+    Embedded tokens or the hidden states of the layer before in; hidden states out, normalised behind the last layer.
+    """
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str, layers: range) -> None:
+        self.embedding_scale = spec.embedding_scale if layers.start == 0 else 1.0
+        if layers.start == 0:
+            self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        self.blocks = nnx.List([Gemma3Block(spec, layout, shards, dtype, spec.window(i)) for i in layers])
+        self.ends = layers.stop == spec.num_layers
+        if self.ends:
+            self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+            self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool.
@@ -58,7 +62,7 @@ class Gemma3(nnx.Module):
             cos, sin = turns[-1] if block.attention.window else turns[0]
             graph, values = nnx.split(block)
             x, ks[i], vs[i], _ = run_block(graph, values, x, cos, sin, ks[i], vs[i], through)
-        return Decoded(self.final_norm(x), Pool(tuple(ks), tuple(vs)))
+        return Decoded(self.final_norm(x) if self.ends else x, Pool(tuple(ks), tuple(vs)))
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32[R, vocab] from hidden states of the rows."""

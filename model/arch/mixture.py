@@ -37,20 +37,26 @@ class SparseBlock(nnx.Module):
 
 
 class Mixture(nnx.Module):
-    """The decoder without its embedding lookup: embedded tokens in, normalised hidden states out."""
+    """The decoder without its embedding lookup, or some of its layers.
 
-    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str) -> None:
+    Embedded tokens or the hidden states of the layer before in; hidden states out, normalised behind the last layer.
+    """
+
+    def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str, layers: range) -> None:
         experts, sparse = spec.experts, spec.sparse_layers
         assert experts is not None, "a mixture has experts"
-        self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        if layers.start == 0:
+            self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
         self.blocks = nnx.List(
             [
                 SparseBlock(spec, experts, layout, shards, dtype) if i in sparse else Block(spec, layout, shards, dtype)
-                for i in range(spec.num_layers)
+                for i in layers
             ]
         )
-        self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-        self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+        self.ends = layers.stop == spec.num_layers
+        if self.ends:
+            self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
+            self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, the written pool, and who took the tokens."""
@@ -61,7 +67,8 @@ class Mixture(nnx.Module):
             graph, values = nnx.split(block)
             x, ks[i], vs[i], took = run_block(graph, values, x, cos, sin, ks[i], vs[i], through)
             routed += [] if took is None else [took]
-        return Decoded(self.final_norm(x), Pool(tuple(ks), tuple(vs)), jnp.stack(routed))
+        sums = jnp.stack(routed) if routed else None
+        return Decoded(self.final_norm(x) if self.ends else x, Pool(tuple(ks), tuple(vs)), sums)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32[R, vocab] from hidden states of the rows."""

@@ -10,7 +10,7 @@ from configs.errors import ConfigError
 from configs.load import FIELDS
 from configs.memory import page_bytes
 from configs.resolve import CPU_POOL_BYTES, banner, resolve
-from configs.schema import EngineConfig, HardwareFacts, ModelFacts, Resolved
+from configs.schema import EngineConfig, HardwareFacts, ModelFacts, Resolved, StageFacts
 from tests.configs.facts import GIB, SMOLLM2, SMOLLM2_BYTES, cpu, gpu
 
 # sizes that machines have, so that most draws can be resolved
@@ -73,7 +73,7 @@ def test_what_is_resolved_fits_together_or_is_a_config_error(
     assert 1 <= result.context_length <= model.context_length
     assert result.max_running_requests <= min(result.num_pages, result.chunk_tokens)
     assert result.page_size <= result.chunk_tokens
-    assert result.depth == {"normal": 0, "overlap": 1}[result.loop]
+    assert result.depth == result.max_inflight == {"normal": 0, "overlap": 1}[result.loop]
     memory = hardware.memory_bytes * (1 if hardware.platform == "cpu" else tensor)
     assert result.num_pages * page_bytes(model, result.page_size, result.dtype, tensor) + weight_bytes <= memory
     by_key = {choice.key: choice for choice in result.choices}
@@ -117,17 +117,21 @@ def test_the_token_budget_of_a_gpu_follows_its_memory(gigabytes: int, chunk: int
     [
         ({}, "overlap", 1),
         ({"scheduler__overlap": False}, "normal", 0),
+        ({"parallel__stages": 2}, "pp", 2),
+        ({"parallel__stages": 4, "scheduler__overlap": False}, "pp", 3),
+        ({"parallel__stages": 4, "scheduler__loop": "normal"}, "normal", 0),
         ({"scheduler__loop": "normal"}, "normal", 0),
         ({"scheduler__loop": "overlap", "scheduler__overlap": False}, "overlap", 1),
     ],
 )
-def test_the_loop_is_overlapped_unless_that_is_off_and_says_why(
+def test_the_loop_is_that_of_the_stages_or_overlapped_unless_that_is_off_and_says_why(
     chosen: dict[str, object], loop: str, depth: int
 ) -> None:
     result = resolved(**chosen)
     assert (result.loop, result.depth) == (loop, depth)
     reason = next(choice.reason for choice in result.choices if choice.key == "scheduler.loop")
-    assert ("overlap" in reason) == ("scheduler__loop" not in chosen)
+    assert ("stages" in reason if loop == "pp" else "overlap" in reason) == ("scheduler__loop" not in chosen)
+    assert result.micro_batches == (chosen["parallel__stages"] if loop == "pp" else 1)
 
 
 # document: O-26
@@ -157,7 +161,8 @@ def test_the_cache_is_chosen_once_and_its_line_says_why(chosen: dict[str, object
     ("chosen", "key"),
     [
         ({"cache__eviction": "priority"}, "cache.eviction"),
-        ({"parallel__stages": 2}, "parallel.stages"),
+        ({"parallel__stages": 31}, "parallel.stages"),
+        ({"parallel__stages": 2, "cache__host": True}, "cache.host"),
         ({"parallel__expert": 2}, "parallel.expert"),
         ({"parallel__tensor": 8192}, "parallel.tensor"),
         ({"cache__host": True, "cache__radix": False}, "cache.host"),
@@ -182,6 +187,26 @@ def test_a_contradiction_is_refused_by_its_key(chosen: dict[str, object], key: s
     with pytest.raises(ConfigError) as caught:
         resolved(**chosen)
     assert caught.value.key == key
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 20), min_size=2, max_size=8), st.data())
+def test_no_stage_of_an_accelerator_holds_more_than_its_devices_have(layers: list[int], data: st.DataObject) -> None:
+    hardware, tensor = gpu(16 * GIB, 16), data.draw(st.sampled_from([1, 2]))
+    model = msgspec.structs.replace(SMOLLM2, num_layers=sum(layers))
+    stages = [
+        StageFacts(weight_bytes=data.draw(st.integers(0, 12 * GIB)), num_layers=count, sliding_layers=0)
+        for count in layers
+    ]
+    config = configured({"parallel.stages": len(layers), "parallel.tensor": tensor})
+    result = resolve(config, "tiny", hardware, model, sum(stage.weight_bytes for stage in stages), stages)
+    room: list[int] = []
+    for stage in stages:
+        alone = msgspec.structs.replace(model, num_layers=stage.num_layers)
+        a_page = page_bytes(alone, result.page_size, result.dtype, tensor)
+        room.append(tensor * hardware.memory_bytes - stage.weight_bytes - result.num_pages * a_page)
+    assert min(room) >= 0
+    assert min(room) < 0.13 * tensor * hardware.memory_bytes, "more pages would have fitted everywhere"
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

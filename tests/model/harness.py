@@ -1,5 +1,7 @@
 """A model on its own: runs token sequences through the steps' forward pass and returns logits."""
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -47,21 +49,21 @@ class Bench:
     leaves: Leaves
     shapes: Shapes
     state: DeviceState
-    compiled: dict[Program, object] = field(default_factory=dict)
+    options: Mapping[str, bool | int] = field(default_factory=dict)
+    """The compiler's."""
+    compiled: dict[tuple[Program, Shapes], Callable[..., tuple[DeviceState, jax.Array]]] = field(default_factory=dict)
 
     def logits(self, step: StepInput) -> np.ndarray:
         """Logits float32[T, vocab] of every entry of the token axis; keys and values are kept."""
-        program = Program(step.family, step.variant, step.size)
+        program, shapes = Program(step.family, step.variant, step.size), self.shapes
 
         def run(leaves: Leaves, state: DeviceState, buffer: jax.Array) -> tuple[DeviceState, jax.Array]:
-            hidden, state = forward(
-                program, self.model, self.shapes, leaves, state, unpack(buffer, program, self.shapes)
-            )
+            hidden, state = forward(program, self.model, shapes, leaves, state, unpack(buffer, program, shapes))
             return state, logits_of(self.model, leaves, hidden)
 
-        if program not in self.compiled:
-            self.compiled[program] = jax.jit(run, donate_argnums=(1,))
-        self.state, logits = self.compiled[program](self.leaves, self.state, jnp.asarray(pack(step, self.shapes)))
+        jitted = jax.jit(run, donate_argnums=(1,), compiler_options=dict(self.options))
+        compiled = self.compiled.setdefault((program, shapes), jitted)
+        self.state, logits = compiled(self.leaves, self.state, jnp.asarray(pack(step, shapes)))
         return np.asarray(logits)[:, : self.model.spec.vocab_size]
 
 
@@ -76,6 +78,17 @@ def open_bench(
     shapes = tiny_shapes(spec.vocab_size)
     state = allocate(state_shapes(model, shapes, NUM_PAGES))
     return Bench(model, tuple(leaves[name] for name in model.leaves), shapes, state)
+
+
+def tiny_bench(name: str, tensor: int = 1, dtype: str = "float32", expert: int = 1) -> Bench:
+    """A golden model and an empty pool. Benches that are alike share their weights and their compiled programs."""
+    bench = _opened(name, tensor, dtype, expert)
+    return dataclasses.replace(bench, state=allocate(state_shapes(bench.model, bench.shapes, NUM_PAGES)))
+
+
+@cache
+def _opened(name: str, tensor: int, dtype: str, expert: int) -> Bench:
+    return open_bench(GOLDEN / "models" / name, tensor, dtype, expert=expert)
 
 
 @cache

@@ -3,14 +3,14 @@
 import numpy as np
 
 from model.expert_places import ExpertTable
-from tests.model.harness import GOLDEN, Row, golden, mixed, open_bench
+from tests.model.harness import Row, golden, mixed, tiny_bench
 
 PAGES = np.arange(1, 11, dtype=np.int32)
 
 
 def test_experts_that_were_placed_anew_answer_as_before_and_are_counted_by_name() -> None:
     ids, expected = golden("qwen3-moe")
-    bench = open_bench(GOLDEN / "models" / "qwen3-moe", expert=2)
+    bench = tiny_bench("qwen3-moe", expert=2)
     table = ExpertTable(bench.model)
     step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 40, PAGES)])
     bench.logits(step)

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from model.exponential import exponential
+from tests.compiling import SHIPPED
 
-COMPILED = jax.jit(exponential)
+COMPILED = jax.jit(exponential, compiler_options=dict(SHIPPED))
 
 
 def test_it_is_within_its_error_of_the_exponential_over_its_whole_range() -> None:

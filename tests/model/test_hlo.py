@@ -15,6 +15,7 @@ from model.programs import Recipe
 from model.registry import blueprint
 from model.spec import Experts, ModelSpec
 from sharding.mesh import build_mesh
+from tests.compiling import SHIPPED_HLO
 
 LAYERS = 3
 SPEC = ModelSpec(
@@ -48,7 +49,7 @@ def optimised(tensor: int, program: Program, spec: ModelSpec = SPEC, expert: int
     model = blueprint(spec, mesh, "bfloat16")
     shapes = make_shapes(8, 64, 16, SPEC.context_length, SPEC.vocab_size)
     recipe = Recipe(model, shapes, state_shapes(model, shapes, 257))
-    return recipe.compile(program).as_text()
+    return recipe.lower(program).compile(dict(SHIPPED_HLO)).as_text()
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

@@ -14,7 +14,7 @@ from scheduler.page_allocator import PageAllocator
 from scheduler.prefix_cache import prefix_cache
 from scheduler.slots import Slots
 from scheduler.window_pages import WindowPages
-from tests.model.harness import GOLDEN, NUM_PAGES, PAGE_SIZE, Bench, Row, decode, golden, mixed, open_bench
+from tests.model.harness import NUM_PAGES, PAGE_SIZE, Bench, Row, decode, golden, mixed, tiny_bench
 
 # document: M-6, O-26
 
@@ -28,7 +28,7 @@ def hybrid() -> Bench:
 
 
 def open_hybrid(tensor: int) -> Bench:
-    bench = open_bench(GOLDEN / "models" / "gemma3", tensor)
+    bench = tiny_bench("gemma3", tensor)
     shapes = dataclasses.replace(bench.shapes, window=bench.model.spec.sliding_window)
     state = allocate(state_shapes(bench.model, shapes, NUM_PAGES, WINDOW_PAGES + 1))
     return dataclasses.replace(bench, shapes=shapes, state=state)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.model.harness import GOLDEN, NUM_PAGES, Bench, Row, decode, golden, mixed, open_bench
+from tests.model.harness import GOLDEN, NUM_PAGES, Bench, Row, decode, golden, mixed, open_bench, tiny_bench
 
 MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe")
 ARCHITECTURES = ("llama", "llama-9-3", "llama3", "mistral", "qwen2", "qwen3", "gemma3", *MIXTURES)
@@ -31,14 +31,14 @@ def whole(bench: Bench, row: Row) -> np.ndarray:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_whole_prompt_has_the_reference_logits(name: str) -> None:
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name)
+    bench = tiny_bench(name)
     assert_close(whole(bench, Row(ids, 0, len(ids), pages(1))), expected)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_chunks_and_decode_steps_have_the_reference_logits(name: str) -> None:
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name)
+    bench = tiny_bench(name)
     mine, other = pages(2), pages(3)
     other = np.setdiff1d(np.arange(1, NUM_PAGES, dtype=np.int32), mine)[:10]
     got = np.zeros_like(expected)
@@ -66,7 +66,7 @@ def test_chunks_and_decode_steps_have_the_reference_logits(name: str) -> None:
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_decoding_on_another_requests_prefix_has_the_reference_logits(name: str) -> None:
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name)
+    bench = tiny_bench(name)
     first = pages(4)
     whole(bench, Row(ids, 0, 24, first))
     borrowed = np.concatenate([first[:5], np.setdiff1d(np.arange(1, NUM_PAGES, dtype=np.int32), first)[:5]])
@@ -79,7 +79,7 @@ def test_decoding_on_another_requests_prefix_has_the_reference_logits(name: str)
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gemma3"])
 def test_bfloat16_costs_the_logits_one_percent(name: str) -> None:
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name, dtype="bfloat16")
+    bench = tiny_bench(name, dtype="bfloat16")
     mine = pages(5)
     step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 36, mine)])
     rows = [bench.logits(step)[at]]
@@ -91,7 +91,7 @@ def test_bfloat16_costs_the_logits_one_percent(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma3"])
 def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles(name: str) -> None:
-    bench = open_bench(GOLDEN / "models" / name)
+    bench = tiny_bench(name)
     bench.shapes = dataclasses.replace(bench.shapes, mixed_tokens=(64, 256), pages_per_row=64)
     ids = np.random.default_rng(7).integers(3, 512, 200).astype(np.int32)
     one, two = np.arange(1, 51, dtype=np.int32), np.arange(51, 96, dtype=np.int32)
@@ -116,7 +116,7 @@ def test_wide_cuts_of_a_long_piece_have_the_logits_of_its_tiles(name: str) -> No
 )
 def test_rows_behind_shared_pages_have_the_reference_logits(name: str, size: int, tensor: int) -> None:
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name, tensor)
+    bench = tiny_bench(name, tensor)
     bench.shapes = dataclasses.replace(bench.shapes, decode_rows=(2, 16), max_rows=16, mixed_tokens=(64,))
     pages = iter(np.random.default_rng(6).permutation(NUM_PAGES - 1) + 1)
 
@@ -140,12 +140,12 @@ def test_rows_behind_shared_pages_have_the_reference_logits(name: str, size: int
     assert_close(logits[: len(rows)], expected[[row.start for row in rows]])
 
 
-@pytest.mark.parametrize("tensor", [2, pytest.param(4, marks=pytest.mark.slow), 8])
+@pytest.mark.parametrize("tensor", [2, 4, 8])
 @pytest.mark.parametrize("name", ["llama", "llama-9-3", "qwen2", "qwen3", "gemma3", "qwen2-moe"])
 def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: int) -> None:
     # document: O-27
     ids, expected = golden(name)
-    bench = open_bench(GOLDEN / "models" / name, tensor)
+    bench = tiny_bench(name, tensor)
     row = pages(5)
     step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 39, row)])
     assert_close(bench.logits(step)[at], expected[:39])
@@ -153,7 +153,7 @@ def test_tensor_parallel_logits_are_the_single_device_ones(name: str, tensor: in
 
 
 def test_what_lies_before_the_window_of_every_layer_that_sees_it_does_not_count() -> None:
-    spec = dataclasses.replace(open_bench(GOLDEN / "models" / "gemma3").model.spec, sliding_layers=(True,) * 3)
+    spec = dataclasses.replace(tiny_bench("gemma3").model.spec, sliding_layers=(True,) * 3)
     bench = open_bench(GOLDEN / "models" / "gemma3", spec=spec)
     ids, _ = golden("gemma3")
     other = ids.copy()

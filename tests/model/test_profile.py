@@ -18,6 +18,7 @@ from model.device_state import allocate, state_shapes
 from model.interface import Family, ProfileRefused, Variant
 from model.loading.folder import model_folder
 from model.loading.hf_config import read_config
+from model.pipeline import Stage
 from model.profile import DeviceProfiler
 from model.programs import Programs, Recipe
 from model.registry import blueprint
@@ -46,18 +47,19 @@ class Profiled:
     def __init__(self) -> None:
         model = blueprint(read_config(model_folder(FOLDER)), build_mesh(Parallel()), "float32")
         recipe = Recipe(model, SHAPES, state_shapes(model, SHAPES, NUM_PAGES))
-        self.programs = Programs(recipe, (16, 64), lambda report: None)
+        self.programs = Programs([recipe], (16, 64), lambda report: None)
         self.programs.start()
         self.programs.wait_essential()
         leaves = load_weights(Model(source=str(FOLDER)), model_folder(FOLDER), model, lambda done, total: None)
-        self.leaves, self.state = list(leaves.values()), recipe.state
+        self.leaves, self.recipe = tuple(leaves.values()), recipe
         self.count = 0
 
     def use(self, profiler: DeviceProfiler) -> None:
         hooks = LaunchHooks((profiler.launching,), (profiler.launched,))
         self.count = 0
         self.profiler = profiler
-        self.runner = JaxRunner(self.programs, self.leaves, allocate(self.state), SHAPES, hooks)
+        stage = Stage(self.leaves, allocate(self.recipe.state), self.recipe.model.mesh)
+        self.runner = JaxRunner(self.programs, [stage], SHAPES, hooks)
 
     def step(self, program: Program = DECODE, times: int = 1) -> None:
         for _ in range(times):

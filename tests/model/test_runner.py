@@ -22,6 +22,7 @@ from model.interface import (
 )
 from model.loading.folder import model_folder
 from model.loading.hf_config import read_config
+from model.pipeline import Stage
 from model.programs import Programs, Recipe, all_programs, essential
 from model.registry import blueprint
 from model.runner import JaxRunner
@@ -40,7 +41,7 @@ def programs() -> Programs:
     spec = read_config(model_folder(FOLDER))
     model = blueprint(spec, build_mesh(Parallel()), "float32")
     state = state_shapes(model, SHAPES, NUM_PAGES)
-    programs = Programs(Recipe(model, SHAPES, state), (16, 64), lambda report: None)
+    programs = Programs([Recipe(model, SHAPES, state)], (16, 64), lambda report: None)
     programs.start()
     programs.wait_all()
     return programs
@@ -48,9 +49,9 @@ def programs() -> Programs:
 
 @pytest.fixture
 def runner(programs: Programs) -> JaxRunner:
-    recipe = programs.recipe
+    (recipe,) = programs.recipes
     leaves = load_weights(Model(source=str(FOLDER)), model_folder(FOLDER), recipe.model, lambda done, total: None)
-    return JaxRunner(programs, list(leaves.values()), allocate(recipe.state), SHAPES)
+    return JaxRunner(programs, [Stage(tuple(leaves.values()), allocate(recipe.state), recipe.model.mesh)], SHAPES)
 
 
 def full(step: StepInput, **columns: np.ndarray) -> StepInput:
@@ -228,7 +229,7 @@ def test_warming_up_changes_nothing_that_a_request_sees(runner: JaxRunner) -> No
 
 
 def test_until_a_program_is_ready_the_next_larger_one_serves(programs: Programs) -> None:
-    waiting = Programs(programs.recipe, (16,), lambda report: None)
+    waiting = Programs(programs.recipes, (16,), lambda report: None)
     small, large = Program(Family.DECODE, Variant.LEAN, 2), Program(Family.DECODE, Variant.LEAN, 4)
     waiting.adopt(large, programs.step(large))
     assert waiting.choose(small) == large

@@ -71,7 +71,10 @@ class Bounds:
             assert self.passed[request.number] <= self.workload.settings.max_passed_over
 
     def check_decode(self, plan: Plan) -> None:
-        """A row that could decode misses one step in a row at most, unless there are more than a plan may hold."""
+        """A row that could decode misses one step in a row at most, unless there are more than a plan may hold.
+
+        Of micro-batches a plan holds its share.
+        """
         planned = {request.number for request in plan.decode}
         ready = [
             request
@@ -83,12 +86,13 @@ class Bounds:
             and request.length - request.computed == 1
             and request.max_new
         ]
-        crowded = len(ready) > self.workload.settings.max_rows
+        setting = self.workload.settings
+        crowded = len(ready) > setting.max_rows or setting.micro_batches > 1
         for request in ready:
             missed = 0 if request.number in planned or crowded else self.left_out[request.number] + 1
             self.left_out[request.number] = missed
             assert missed <= 1, "a decode row was stalled by two steps in a row"
-            alone = plan.family is not Family.SCORE and self.workload.settings.mixed
+            alone = plan.family is not Family.SCORE and setting.mixed
             assert not (missed and alone), "a mixed step went without a row that could decode"
 
 

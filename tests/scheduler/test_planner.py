@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, given, settings
+from msgspec import structs
 
 from model.interface import Family
 from scheduler.assembly import assemble
@@ -33,6 +36,8 @@ class Twice:
         assert len(work) <= self.workload.settings.max_rows
         assert all(request.finish is None for request in work), "an ended request is planned"
         assert all(request.inflight <= request.max_inflight for request in work)
+        old = [request for request in event.decode if request not in event.admit]
+        assert len(old) <= -(-self.engine.occupancy().running // self.workload.settings.micro_batches)
         assert not (event.drain and (event.size or event.admit or event.retract)), "a drain does nothing else"
         assert all(not request.unread for request in event.retract), "a request in flight is retracted"
         assert not (event.retract and event.admit)
@@ -86,6 +91,33 @@ def test_decode_rows_and_pieces_of_prompts_share_a_step() -> None:
     assert plans[1].family is Family.MIXED
     assert [request.rid for request in plans[1].decode] == ["a"]
     assert [piece.request.rid for piece in plans[1].pieces] == ["b"]
+
+
+@dataclass
+class Decodes:
+    """The rows of every decode step."""
+
+    rows: list[set[str]] = field(default_factory=list)
+
+    def observe(self, event: Event) -> None:
+        if isinstance(event, Plan) and event.decode and not event.pieces:
+            self.rows.append({request.rid for request in event.decode})
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+@pytest.mark.parametrize("stages", [1, 2, 3, 4])
+def test_rows_are_dealt_among_as_many_steps_as_there_are_stages(stages: int, ahead: int) -> None:
+    count = 4
+    setting = structs.replace(SETTINGS, depth=stages - 1 + ahead, max_inflight=ahead, micro_batches=stages)
+    seen = Decodes()
+    requests = [ask(str(i), [i + 1, 5], 30) for i in range(count)]
+    script = {0: [(0, request) for request in requests], 1000: [(0, Shutdown())]}
+    run(assemble(ScriptedPort(script), KVEchoRunner(SHAPES), setting, (seen,)), setting.depth)
+    steady = seen.rows[2 * stages : 20 * stages]
+    for first in range(0, len(steady) - stages, stages):
+        turn = steady[first : first + stages]
+        assert sum(map(len, turn)) == count == len(set.union(*turn)), "a row is in two steps under way, or in none"
+        assert max(map(len, turn)) <= -(-count // stages)
 
 
 def test_importing_the_core_does_not_pull_in_jax_or_zmq() -> None:

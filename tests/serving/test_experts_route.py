@@ -56,4 +56,4 @@ def test_a_dense_model_says_that_it_has_no_experts(folder: Path, path: str) -> N
         engine.gate.open()
         answer = httpx2.post(engine.url + path)
     assert answer.status_code == 400
-    assert answer.json()["message"] == "The model has no experts."
+    assert answer.json()["message"] == "The model has no experts, or is cut into stages or over hosts."

@@ -11,6 +11,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletion
 
+from tests.compiling import shipped_to_children
 from tests.serving.process.real_service import launched
 from tests.serving.process.service import ROOT, Service
 from tests.serving.process.test_service import metric
@@ -87,7 +88,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = WAIT_S
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Real]:
     folder = tmp_path_factory.mktemp("real")
-    with launched(ROOT / "configs" / "smollm2-135m.yaml", folder, *SETTINGS) as service:
+    with shipped_to_children(), launched(ROOT / "configs" / "smollm2-135m.yaml", folder, *SETTINGS) as service:
         first = posted(service, SCORED)
         with openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0, timeout=WAIT_S) as client:
             yield Real(service, client, first)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 
+from serving.launcher import ENGINE_MODULE
 from tests.serving.process.service import ROOT, Service, free_port
 
 START_S = 300.0
@@ -16,21 +17,31 @@ START_S = 300.0
 
 
 @contextlib.contextmanager
-def launched(launch_file: Path, folder: Path, *settings: str) -> Iterator[Service]:
+def launched(launch_file: Path, folder: Path, *settings: str, module: str = ENGINE_MODULE) -> Iterator[Service]:
     """A service that is ready. It must end well when it is told to, if the test has not ended it before."""
+    with started(launch_file, folder, *settings, module=module) as service:
+        _wait_ready(service)
+        yield service
+        if service.process.poll() is None:
+            service.process.terminate()
+            assert service.wait() == 0, service.said
+
+
+@contextlib.contextmanager
+def started(launch_file: Path, folder: Path, *settings: str, module: str = ENGINE_MODULE) -> Iterator[Service]:
+    """A service that begins; nothing of it is left afterwards. ``module``: what its engine processes run."""
     port, log = free_port(), folder / "log"
     command = [sys.executable, "-m", "serving", "serve", str(launch_file), "--port", str(port)]
     for setting in settings:
         command += ["--set", setting]
+    if module != ENGINE_MODULE:
+        overrides = [f"serving.port={port}", *settings]
+        command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
     service = Service(process, f"http://127.0.0.1:{port}", folder, log)
     try:
-        _wait_ready(service)
         yield service
-        if process.poll() is None:
-            process.terminate()
-            assert service.wait() == 0, service.said
     finally:
         service.client.close()
         process.kill()  # its children leave with it

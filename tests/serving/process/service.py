@@ -95,6 +95,25 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row."""
+    first = free_port()
+    while not are_free(first, count):
+        first = free_port()
+    return first
+
+
+def are_free(first: int, count: int) -> bool:
+    """Whether so many ports in a row are."""
+    with contextlib.ExitStack() as probes:
+        try:
+            for port in range(first, first + count):
+                probes.enter_context(socket.socket()).bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
 @contextlib.contextmanager
 def serving(
     tmp_path: Path, *settings: str, port: int | None = None, module: str = STAND_IN, **engine: str

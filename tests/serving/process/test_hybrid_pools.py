@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests.compiling import shipped_to_children
 from tests.serving.process.real_service import launched
 from tests.serving.process.service import ROOT, Service
 
@@ -59,6 +60,7 @@ def converse(folder: Path, *settings: str) -> tuple[list[Answer], str]:
     texts = [f"{name} counts: {', '.join(map(str, range(start, start + 110)))}" for name, start in WHO]
     said: list[Answer] = []
     with (
+        shipped_to_children(),
         launched(ROOT / "configs" / "gemma3-270m.yaml", folder, *SETTINGS, *settings) as service,
         ThreadPoolExecutor(len(WHO)) as threads,
     ):

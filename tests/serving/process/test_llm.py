@@ -18,7 +18,13 @@ PROMPTS = ["The capital of France is", "Once upon a time"]
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
     launch_file = ROOT / "configs" / "smollm2-135m.yaml"
-    small = ["cache.max_total_tokens=2048", "model.context_length=512", "scheduler.max_running_requests=2"]
+    small = [
+        "cache.max_total_tokens=2048",
+        "model.context_length=512",
+        "scheduler.max_running_requests=2",
+        # few programs, since a fresh machine compiles all of them
+        "scheduler.chunk_tokens=64",
+    ]
     with LLM(launch_file, small) as llm:
         yield llm
 

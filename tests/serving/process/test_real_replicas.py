@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from tests.compiling import shipped_to_children
 from tests.serving.process.real_service import launched
 from tests.serving.process.service import ROOT, Service
 from tests.serving.process.test_replicas import series
@@ -51,6 +52,7 @@ def said_by(folder: Path, replicas: int) -> tuple[list[str], str]:
     """What is said to every prompt, to some twice, sixteen at a time; and what the operator saw."""
     folder.mkdir()
     with (
+        shipped_to_children(),
         launched(ROOT / "configs/smollm2-135m.yaml", folder, *SETTINGS, f"parallel.replicas={replicas}") as service,
         ThreadPoolExecutor(16) as threads,
     ):
