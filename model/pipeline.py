@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -80,7 +81,7 @@ class LastTokens:
     """
 
     def __init__(self, stages: int, slots: int, whole: NamedSharding) -> None:
-        self._nothing = jax.device_put(np.zeros(slots, np.int32), whole)
+        self._nothing = jnp.zeros(slots, jnp.int32, device=whole)
         self._columns: deque[tuple[int, jax.Array]] = deque(maxlen=stages + 1)
         self._sampled = np.zeros(slots, np.int64)
         """The step that sampled last in each slot."""

@@ -32,7 +32,6 @@ from scheduler.eviction import POLICIES
 from scheduler.gates import Limits
 from scheduler.host_copies import HostCopies
 from scheduler.host_tier import HostTier
-from scheduler.hosts import OpenPort
 from scheduler.hybrid_cache import HybridCache
 from scheduler.kv_cache import KVCache
 from scheduler.lookout import Lookout
@@ -42,7 +41,7 @@ from scheduler.order import ORDERS, Order, urgent_first
 from scheduler.page_allocator import PageAllocator
 from scheduler.page_owner import PageOwner
 from scheduler.pause import Pause
-from scheduler.port import ChannelPort, Port
+from scheduler.port import ChannelPort, OpenPort, Port
 from scheduler.preemption import Preemption
 from scheduler.prefix_cache import prefix_cache
 from scheduler.priority import Direction

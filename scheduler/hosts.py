@@ -15,8 +15,7 @@ from msgspec import Struct
 from configs.distributed import TICKS, address, listening, together
 from configs.errors import ConfigError
 from configs.schema import Distributed, HardwareFacts, ModelFacts
-from scheduler.completions import Mailbox
-from scheduler.port import Answer, Port
+from scheduler.port import Answer, OpenPort, Port
 from scheduler.start import host_id
 from scheduler.tick import Tick
 
@@ -25,8 +24,6 @@ MAX_FRAME_BYTES: Final = 2**30
 MAX_WAITING_TICKS: Final = 4096
 """Ticks that a host may be behind: far more than steps can be in flight."""
 MAX_EXCHANGED_BYTES: Final = 1 << 20
-
-OpenPort = Callable[[Mailbox], Port]
 
 
 class HostsError(Exception):

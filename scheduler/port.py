@@ -29,6 +29,10 @@ class Port(Protocol):
         ...
 
 
+OpenPort = Callable[[Mailbox], Port]
+"""Opens the port of an engine whose work elsewhere ends in the mailbox."""
+
+
 class ChannelPort:
     """A port on a channel.
 

@@ -25,6 +25,8 @@ RESOLVED = Resolved(
     chunk_tokens=16,
     loop="normal",
     depth=0,
+    max_inflight=0,
+    micro_batches=1,
     cache_dir="",
     choices=(),
 )

@@ -22,7 +22,7 @@ from tests.serving.process.test_service import metric
 TIMEOUT_S = 4.0
 GRACE_S = 6.0
 NUM_PROMPTS = 16
-LONG, SHORT = 48, 12
+LONG, SHORT = 96, 12
 """Output tokens."""
 VOCABULARY = 256
 FEW = 16
@@ -30,8 +30,8 @@ FEW = 16
 SETTINGS = (
     # so that other shards make no difference that greedy tokens could show
     "model.dtype=float32",
-    # four long outputs do not fit to their ends: some requests are retracted
-    "cache.max_total_tokens=160",
+    # no two long outputs fit to their ends: some requests are retracted
+    "cache.max_total_tokens=192",
     "scheduler.new_token_ratio=0.05",
     "scheduler.max_running_requests=4",
     # longer prompts are computed in pieces
