@@ -20,10 +20,10 @@ from model.registry import blueprint, stage_blueprints
 from model.spec import Experts, ModelSpec
 from model.step_costs import Shares, Work, costs_by_formula
 from sharding.mesh import build_mesh
-from tests.model.test_relayout import SPECS
+from tests.model.test_relayout import SPEC, SPECS
 
-WIDE = ModelSpec(
-    architecture="llama",
+WIDE = dataclasses.replace(
+    SPEC,
     num_layers=7,
     hidden_size=2048,
     intermediate_size=8192,
@@ -32,14 +32,7 @@ WIDE = ModelSpec(
     head_dim=128,
     vocab_size=32_000,
     context_length=4096,
-    norm_eps=1e-5,
-    rope_theta=1e4,
-    rope_scaling=None,
-    tie_embeddings=False,
-    qkv_bias=False,
-    qk_norm=False,
     dtype="bfloat16",
-    eos_token_ids=(2,),
 )
 MIXTURE = dataclasses.replace(
     WIDE, architecture="qwen3_moe", qk_norm=True, experts=Experts(count=32, per_token=4, width=1024, normalise=True)

@@ -1,7 +1,6 @@
 """The whole service with a real engine, as an operator starts it."""
 
 import contextlib
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 import httpx2
 
 from serving.launcher import ENGINE_MODULE
-from tests.serving.process.service import ROOT, Service, free_port
+from tests.serving.process.service import Service, free_port, running
 
 START_S = 300.0
 """A fresh machine compiles every program first."""
@@ -30,22 +29,15 @@ def launched(launch_file: Path, folder: Path, *settings: str, module: str = ENGI
 @contextlib.contextmanager
 def started(launch_file: Path, folder: Path, *settings: str, module: str = ENGINE_MODULE) -> Iterator[Service]:
     """A service that begins; nothing of it is left afterwards. ``module``: what its engine processes run."""
-    port, log = free_port(), folder / "log"
+    port = free_port()
     command = [sys.executable, "-m", "serving", "serve", str(launch_file), "--port", str(port)]
     for setting in settings:
         command += ["--set", setting]
     if module != ENGINE_MODULE:
         overrides = [f"serving.port={port}", *settings]
         command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
-    service = Service(process, f"http://127.0.0.1:{port}", folder, log)
-    try:
+    with running(command, folder, port) as service:
         yield service
-    finally:
-        service.client.close()
-        process.kill()  # its children leave with it
-        process.wait()
 
 
 def engine_pid(service: Service) -> int:

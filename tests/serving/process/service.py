@@ -127,9 +127,16 @@ def serving(
     launch_file.write_text(f"model: {{source: {folder}}}\n")
     port = port or free_port()
     overrides = [f"serving.port={port}", *settings]
-    log = tmp_path / "log"
+    command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
+    with running(command, tmp_path, port) as service:
+        yield service
+
+
+@contextlib.contextmanager
+def running(command: list[str], folder: Path, port: int) -> Iterator[Service]:
+    """A launcher that begins, its log in ``folder``; nothing of it is left afterwards."""
+    log = folder / "log"
     with log.open("wb") as sink:
-        command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
         process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
     service = Service(process, f"http://127.0.0.1:{port}", folder, log)
     try:
