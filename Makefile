@@ -7,6 +7,8 @@ CONFIG ?= configs/smollm2-135m.yaml
 PORT ?=
 BIN := .venv/bin
 STAMP := .venv/.set-up
+# a worker whose test hangs says where its threads stand and ends; a second one ends the run
+NO_HANG := --max-worker-restart=1 -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 FAST := $(wildcard tests/configs tests/layout tests/scheduler tests/properties)
 
 .PHONY: help serve test check setup lint lint-format lint-code lint-imports lint-types
@@ -19,7 +21,7 @@ serve: setup
 	@exec $(BIN)/radjax serve $(CONFIG) $(if $(PORT),--set serving.port=$(PORT))
 
 test: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(NO_HANG)
 
 check: lint
 	@$(BIN)/python -m pytest -m 'not device and not slow and not browser and not model' $(FAST)
