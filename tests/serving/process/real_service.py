@@ -36,7 +36,7 @@ def started(launch_file: Path, folder: Path, *settings: str, module: str = ENGIN
     if module != ENGINE_MODULE:
         overrides = [f"serving.port={port}", *settings]
         command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
-    with running(command, folder, port) as service:
+    with running(command, folder, folder / "log", port) as service:
         yield service
 
 

@@ -128,14 +128,13 @@ def serving(
     port = port or free_port()
     overrides = [f"serving.port={port}", *settings]
     command = [sys.executable, "-m", "tests.serving.process.service", module, str(launch_file), *overrides]
-    with running(command, tmp_path, port) as service:
+    with running(command, folder, tmp_path / "log", port) as service:
         yield service
 
 
 @contextlib.contextmanager
-def running(command: list[str], folder: Path, port: int) -> Iterator[Service]:
-    """A launcher that begins, its log in ``folder``; nothing of it is left afterwards."""
-    log = folder / "log"
+def running(command: list[str], folder: Path, log: Path, port: int) -> Iterator[Service]:
+    """A launcher that begins; nothing of it is left afterwards. ``folder``: where its engines leave what tests read."""
     with log.open("wb") as sink:
         process = subprocess.Popen(command, cwd=ROOT, stderr=sink)
     service = Service(process, f"http://127.0.0.1:{port}", folder, log)

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import httpx2
 import pytest
@@ -168,36 +170,45 @@ def test_a_replica_that_stands_still_does_not_hold_up_the_other(tmp_path: Path) 
         assert {one.result() for one in some} == {"done"}
 
 
+@contextmanager
+def eight_clients(service: Service, threads: ThreadPoolExecutor) -> Iterator[list[str]]:
+    """Streams that follow one another until the block ends, however it does; what became of each."""
+    over = Event()
+    outcomes: list[str] = []
+
+    def client() -> None:
+        while not over.is_set():
+            outcomes.append(outcome(service, [65], 50))
+
+    clients = [threads.submit(client) for _ in range(8)]
+    try:
+        yield outcomes
+    finally:
+        over.set()
+    for one in clients:
+        one.result(WAIT_S)
+
+
 def test_under_load_a_killed_replica_comes_back_no_client_hangs_and_no_counter_falls(tmp_path: Path) -> None:
     with serving(tmp_path, *EACH, "serving.workers=2") as service, ThreadPoolExecutor(8) as threads:
         service.wait_for("/readyz", 200)
         until(lambda: all(httpx2.get(f"{service.url}/readyz").status_code == 200 for _ in range(20)), "not all ready")
-        over = False
-        outcomes: list[str] = []
-
-        def client() -> None:
-            while not over:
-                outcomes.append(outcome(service, [65], 50))
-
-        clients: list[Future[None]] = [threads.submit(client) for _ in range(8)]
-        until(lambda: len(outcomes) >= 16, "nothing was answered")
-        before, gone = series(service, "radjax_step_tokens_total"), service.pid_of(1)
-        killed = time.monotonic()
-        os.kill(gone, signal.SIGKILL)
-        until(lambda: states(service) != ["ready", "ready"], "the death was not noticed")
-        assert service.status("/health") == service.status("/readyz") == 200
-        assert series(service, "radjax_serving")["0"] == 1
-        answered = len(outcomes)
-        until(lambda: len(outcomes) >= answered + 8, "the other did not go on")
-        until(lambda: states(service) == ["ready", "ready"], "it did not come back")
-        assert time.monotonic() - killed < 30
-        assert service.pid_of(1) != gone
-        assert replicas(service)[1]["restarts"] == 1
-        answered = len(outcomes)
-        until(lambda: len(outcomes) >= answered + 16, "nothing was answered by two again")
-        over = True
-        for one in clients:
-            one.result(WAIT_S)
+        with eight_clients(service, threads) as outcomes:
+            until(lambda: len(outcomes) >= 16, "nothing was answered")
+            before, gone = series(service, "radjax_step_tokens_total"), service.pid_of(1)
+            killed = time.monotonic()
+            os.kill(gone, signal.SIGKILL)
+            until(lambda: states(service) != ["ready", "ready"], "the death was not noticed")
+            assert service.status("/health") == service.status("/readyz") == 200
+            assert series(service, "radjax_serving")["0"] == 1
+            answered = len(outcomes)
+            until(lambda: len(outcomes) >= answered + 8, "the other did not go on")
+            until(lambda: states(service) == ["ready", "ready"], "it did not come back")
+            assert time.monotonic() - killed < 30
+            assert service.pid_of(1) != gone
+            assert replicas(service)[1]["restarts"] == 1
+            answered = len(outcomes)
+            until(lambda: len(outcomes) >= answered + 16, "nothing was answered by two again")
         assert set(outcomes) <= {"done", "engine_dead"}
         assert outcomes.count("engine_dead") <= 8
         after = series(service, "radjax_step_tokens_total")
