@@ -221,6 +221,8 @@ class Observe(Section, frozen=True):
     """File that takes the recording of this run (``radjax replay``)."""
     record_limit_bytes: Annotated[int, Meta(ge=4096, le=2**40)] = 256 * 2**20
     record_token_ids: Literal["hashed", "clear"] = "hashed"
+    crash_dump_dir: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """Folder that takes, when an engine dies, a file with what it was asked and said, in token ids. None: nothing."""
     step_records: bool = False
     """Whether every scheduled batch leaves a JSON line (``radjax profile analyze``)."""
     step_records_file: Annotated[str, Meta(min_length=1, max_length=4096)] = "scheduler_profiling.jsonl"

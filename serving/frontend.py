@@ -17,11 +17,13 @@ from scheduler.start import FrontendStart, exit_with_parent, read_start
 from serving.app import build_app
 from serving.collector_link import CollectorLink
 from serving.collector_wire import ReplicaLoad
+from serving.crash_dump import CrashDump, crash_dump_folder
 from serving.engine_client import EngineClient
 from serving.engine_wire import Link as EngineLink
 from serving.link import Link
+from serving.listener import ListenedLink, Listener
 from serving.protocol.collector import Health, ReplicaHealth
-from serving.request_log import ListenedLink, Listener, RequestLog
+from serving.request_log import RequestLog
 from serving.tracing import open_tracing
 
 KEEP_ALIVE_S: Final = 65
@@ -140,7 +142,9 @@ async def serve(start: FrontendStart) -> None:
     collector = CollectorLink(context, start.endpoints, start.index)
     log_requests = RequestLog(level)
     tracing = open_tracing(start.config.observe, start.config.model.name or start.name)
-    listeners: list[Listener] = [*([log_requests] if level else []), *([tracing] if tracing else [])]
+    folder = crash_dump_folder(start.config.observe)
+    dump = None if folder is None else CrashDump(folder, f"frontend-{start.index}")
+    listeners = [one for one in (log_requests if level else None, tracing, dump) if one is not None]
     client = EngineClient(
         [heard(link, listeners) for link in links],
         frontend=start.index,

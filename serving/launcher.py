@@ -25,6 +25,7 @@ from scheduler.commands import PauseGeneration, Ready
 from scheduler.start import Endpoints, FrontendStart
 from serving.children import Child, spawn
 from serving.collector import Collector
+from serving.crash_dump import crash_dump_folder
 from serving.engines import MAX_RESTARTS, Engines
 from serving.follower import follow
 from serving.host_link import open_link
@@ -80,6 +81,7 @@ def launch(config: EngineConfig, name: str, engine_module: str = ENGINE_MODULE) 
         return follow(config, name, engine_module)
     log.configure(config.observe, "launcher")
     check_tracing(config.observe)
+    crash_dump_folder(config.observe)
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(bind(config.serving.host, config.serving.port))
         endpoints = Endpoints(stack.enter_context(tempfile.TemporaryDirectory(prefix="radjax-")))

@@ -2,16 +2,16 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
 from configs.log import FIELDS
 from configs.schema import EngineConfig
-from scheduler.commands import Batch, Command, Delta, Finished, Generate, Message, Ready, Rejected
-from serving.engine_wire import EngineGone, Link
+from scheduler.commands import Delta, Finished, Generate, Ready, Rejected
+from serving.listener import PROBES
 from serving.text_side import TextSide, load_text_side
 
 FIGURES: Final = 1
@@ -20,8 +20,6 @@ TEXT: Final = 3
 MAX_TOKENS: Final = 512
 """Of a prompt and of an output, that are shown as text."""
 MAX_CHARS: Final = 2048
-PROBES: Final = "health-"
-"""Ids of the service's own probes begin with this; they are not logged."""
 
 _LOG: Final = logging.getLogger(__name__)
 Fields = dict[str, object]
@@ -103,79 +101,16 @@ class RequestLog:
             fields: Fields = {"rid": answer.rid, "code": answer.code, "message": answer.message[:MAX_CHARS]}
             _LOG.info("request rejected", extra={FIELDS: fields})
 
-    def lost(self, rid: str) -> None:
-        """Its engine died."""
-        if self._open.pop(rid, None) is not None:
-            _LOG.info("request lost with its engine", extra={FIELDS: {"rid": rid}})
+    def lost(self, rids: Collection[str], reason: str) -> None:
+        """Their engine died."""
+        for rid in rids:
+            if self._open.pop(rid, None) is not None:
+                _LOG.info("request lost with its engine", extra={FIELDS: {"rid": rid, "reason": reason}})
 
     def _text(self, tokens: Sequence[int]) -> str:
         if self._text_side is None:
             return ""
         return self._text_side.tokenizer.decode(tokens[:MAX_TOKENS], skip_special_tokens=False)[:MAX_CHARS]
-
-
-class Listener(Protocol):
-    """Hears of the requests of a frontend."""
-
-    def sent(self, request: Generate) -> None:
-        """A request goes to the engine."""
-        ...
-
-    def said(self, delta: Delta) -> None:
-        """New tokens of a request."""
-        ...
-
-    def finished(self, answer: Finished) -> None:
-        """A request has ended."""
-        ...
-
-    def rejected(self, answer: Rejected) -> None:
-        """A request was refused."""
-        ...
-
-    def lost(self, rid: str) -> None:
-        """Its engine died; no answer will come from there."""
-        ...
-
-
-class ListenedLink:
-    """A ``Link`` whose requests and answers somebody hears of."""
-
-    def __init__(self, link: Link, listener: Listener) -> None:
-        self._link = link
-        self._listener = listener
-        self._open: set[str] = set()
-
-    async def send(self, command: Command) -> None:
-        """See ``Link``."""
-        if isinstance(command, Generate):
-            self._open.add(command.rid)
-            self._listener.sent(command)
-        await self._link.send(command)
-
-    async def receive(self) -> Message:
-        """See ``Link``."""
-        try:
-            message = await self._link.receive()
-        except EngineGone:
-            lost, self._open = self._open, set()
-            for rid in lost:
-                self._listener.lost(rid)
-            raise
-        if isinstance(message, Batch):
-            for answer in message.messages:
-                self._hear(answer)
-        return message
-
-    def _hear(self, answer: Delta | Finished | Rejected) -> None:
-        if isinstance(answer, Delta):
-            self._listener.said(answer)
-            return
-        self._open.discard(answer.rid)
-        if isinstance(answer, Finished):
-            self._listener.finished(answer)
-        else:
-            self._listener.rejected(answer)
 
 
 def _ms(nanoseconds: int) -> float:

@@ -5,13 +5,15 @@ The packages are an extra; they are imported when ``observe.otlp_endpoint`` asks
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from configs.errors import ConfigError
 from configs.schema import Observe
-from scheduler.commands import Delta, Finished, FinishReason, Generate, Rejected
+from scheduler.commands import Delta, Finished, FinishReason, Generate, Rejected, RequestTimes
+from serving.listener import PROBES
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 NEEDED: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 SPAN: Final = "llm_request"
 """As vLLM calls it."""
-PROBES: Final = "health-"
-"""Ids of the service's own probes begin with this; they have no span."""
+OPERATION: Final = "text_completion"
+"""What an engine does, of chats too."""
+STAGES: Final = ("queue", "prefill", "decode")
 EXPORT_TIMEOUT_S: Final = 2
 
 
@@ -97,6 +100,7 @@ class Tracing:
             kind=SpanKind.SERVER,
             start_time=now_ns,
             attributes={
+                "gen_ai.operation.name": OPERATION,
                 "gen_ai.provider.name": "radjax",
                 "gen_ai.request.model": self._model,
                 "gen_ai.request.id": request.group or request.rid,
@@ -134,15 +138,29 @@ class Tracing:
         )
         if answer.reason is FinishReason.ABORT:
             entry.span.set_attribute("error.type", f"aborted: {answer.cause.value}")
+        self._add_stages(entry, answer.times)
         entry.span.end(now_ns)
 
     def rejected(self, answer: Rejected) -> None:
         """A request was refused."""
         self._fail(answer.rid, answer.code)
 
-    def lost(self, rid: str) -> None:
-        """Its engine died."""
-        self._fail(rid, "engine_dead")
+    def lost(self, rids: Collection[str], reason: str) -> None:
+        """Their engine died."""
+        for rid in rids:
+            self._fail(rid, "engine_dead")
+
+    def _add_stages(self, entry: _Open, times: RequestTimes) -> None:
+        """A span below the request's own for each stage that it came to; the engine's clock begins when it was sent."""
+        from opentelemetry.trace import set_span_in_context
+
+        context = set_span_in_context(entry.span)
+        moments = [times.arrived_ns, times.admitted_ns, times.first_token_ns, times.finished_ns]
+        for name, (start_ns, then_ns) in zip(STAGES, pairwise(moments), strict=True):
+            if start_ns:
+                first_ns = entry.sent_ns + start_ns - times.arrived_ns
+                span = self._tracer.start_span(name, context=context, start_time=first_ns)
+                span.end(first_ns + max(0, (then_ns or times.finished_ns) - start_ns))
 
     def _fail(self, rid: str, code: str) -> None:
         from opentelemetry.trace import Status, StatusCode

@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from scheduler.commands import Generate, SamplingParams
 from serving.front import Front
+from serving.listener import PROBES
 from serving.protocol.collector import Health
 from serving.protocol.errors import RequestError, unavailable
 
@@ -79,7 +80,7 @@ def _report(front: Front, health: Health, more: dict[str, object], *, passing: f
 async def _probe(front: Front) -> None:
     """Have the engine produce one token, or raise."""
     await front.need_text()
-    rid = f"health-{secrets.token_hex(8)}"
+    rid = f"{PROBES}{secrets.token_hex(8)}"
     probe = Generate(rid=rid, prompt=[0], params=SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True))
     call = await front.client.open([probe], "/health_generate")
     try:

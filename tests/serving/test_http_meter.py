@@ -31,9 +31,9 @@ def told(method: str, path: str, **serving: object) -> tuple[int, list[HttpStats
     ("method", "path", "endpoint"),
     [
         ("GET", "/livez", "/livez"),
-        ("POST", "/generate", "/generate"),
+        ("POST", "/abort_request", "/abort_request"),
         ("GET", "/generate", "/generate"),
-        ("GET", "/v1/models/some/name?x=1", "/v1/models/{name:path}"),
+        ("GET", "/explain/some/id?x=1", "/explain/{rid:path}"),
         ("GET", "/no/such/route", UNKNOWN),
         ("HEAD", "/livez", "/livez"),
         ("BREW", "/livez", "/livez"),

@@ -21,7 +21,8 @@ from scheduler.commands import (
     SamplingParams,
 )
 from serving.engine_wire import EngineGone
-from serving.request_log import MAX_CHARS, ListenedLink, RequestLog
+from serving.listener import ListenedLink
+from serving.request_log import MAX_CHARS, RequestLog
 from tests.serving.fakes import make_config, make_ready
 
 PROMPT = [104, 105]

@@ -9,6 +9,7 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -27,7 +28,7 @@ from scheduler.commands import (
     SamplingParams,
 )
 from serving.engine_wire import EngineGone
-from serving.request_log import ListenedLink
+from serving.listener import ListenedLink
 from serving.tracing import NEEDED, SPAN, Tracing, check_tracing, open_tracing
 from tests.serving.fakes import FakeEngine, make_ready
 from tests.serving.service import serve
@@ -48,8 +49,14 @@ class Traced:
         self.tracing = Tracing(self._provider.get_tracer("test"), "tiny", lambda: self.now_ns)
 
     @property
-    def spans(self) -> tuple[ReadableSpan, ...]:
-        return self._exporter.get_finished_spans()
+    def spans(self) -> list[ReadableSpan]:
+        """Of requests."""
+        return [span for span in self._exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
+
+    @property
+    def stages(self) -> list[ReadableSpan]:
+        """The spans below those."""
+        return [span for span in self._exporter.get_finished_spans() if span.kind is not SpanKind.SERVER]
 
 
 @pytest.fixture
@@ -89,6 +96,7 @@ def test_a_span_carries_what_the_conventions_name(traced: Traced) -> None:
     [span] = traced.spans
     assert (span.name, span.kind) == (SPAN, SpanKind.SERVER)
     assert span.attributes == {
+        "gen_ai.operation.name": "text_completion",
         "gen_ai.provider.name": "radjax",
         "gen_ai.request.model": "tiny",
         "gen_ai.request.id": "call",
@@ -114,6 +122,30 @@ def test_a_span_carries_what_the_conventions_name(traced: Traced) -> None:
     assert span.context is not None
     assert f"{span.context.trace_id:032x}" == TRACE
     assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
+    assert {stage.parent and stage.parent.span_id for stage in traced.stages} == {span.context.span_id}
+    expected = [("queue", 0, 2), ("prefill", 2, 6), ("decode", 6, 14)]
+    assert [(stage.name, *since(stage, span)) for stage in traced.stages] == expected
+
+
+def since(stage: ReadableSpan, whole: ReadableSpan) -> list[float]:
+    """Its start and its end in seconds after the start of the whole."""
+    assert whole.start_time is not None
+    return [(moment - whole.start_time) / 1e9 for moment in (stage.start_time, stage.end_time) if moment is not None]
+
+
+@pytest.mark.parametrize(
+    ("never", "expected"),
+    [("first_token_ns", [("queue", 0, 2), ("prefill", 2, 14)]), ("admitted_ns", [("queue", 0, 14)])],
+)
+def test_a_request_has_only_the_stages_that_it_came_to(
+    traced: Traced, never: str, expected: list[tuple[str, float, float]]
+) -> None:
+    traced.tracing.sent(asked())
+    answer = ended(reason=FinishReason.ABORT)
+    missing = {"first_token_ns": 0, never: 0}
+    traced.tracing.finished(structs.replace(answer, times=structs.replace(answer.times, **missing)))
+    [span] = traced.spans
+    assert [(stage.name, *since(stage, span)) for stage in traced.stages] == expected
 
 
 @given(st.lists(st.sampled_from(["finished", "rejected", "lost", "probe"]), max_size=12))
@@ -130,7 +162,7 @@ def test_every_request_but_a_probe_has_one_span_however_it_ends(ends: list[str])
             elif end == "rejected":
                 traced.tracing.rejected(Rejected(rid=f"r{number}", status=503, code="queue_full", message=""))
             elif end == "lost":
-                traced.tracing.lost(f"r{number}")
+                traced.tracing.lost({f"r{number}"}, "killed")
             else:
                 traced.tracing.finished(ended(f"health-{number}"))
     found = [span.attributes["gen_ai.response.id"] for span in traced.spans if span.attributes]
@@ -220,7 +252,7 @@ class Collector(HTTPServer):
 def test_spans_reach_the_collector_that_the_launch_file_names_and_without_one_there_is_no_tracing() -> None:
     assert open_tracing(Observe(), "tiny") is None
     with Collector() as collector:
-        thread = threading.Thread(target=collector.serve_forever)
+        thread = threading.Thread(target=collector.serve_forever, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{collector.server_port}/v1/traces"
         tracing = open_tracing(Observe(otlp_endpoint=url), "tiny")

@@ -27,7 +27,7 @@ def trapped(tmp_path: Path) -> Iterator[Service]:
     folder.mkdir()
     for name in ("config.json", "generation_config.json", "model.safetensors"):
         (folder / name).symlink_to(TINY / name)
-    settings = (*SMALL, *PATIENCE, f"observe.record={tmp_path / 'run'}")
+    settings = (*SMALL, *PATIENCE, f"observe.record={tmp_path / 'run'}", f"observe.crash_dump_dir={tmp_path / 'dumps'}")
     with serving(tmp_path, *settings, module="tests.serving.process.trapped_engine") as service:
         service.wait_for("/readyz", 200, START_S)
         yield service
@@ -55,8 +55,8 @@ def wait_for(service: Service, words: str) -> None:
         time.sleep(0.05)
 
 
-def check_end(service: Service, events: list[str], recording: Path, reason: str) -> None:
-    """The stream ended with an error, the launcher with the reason, and the recording replays up to the end."""
+def check_end(service: Service, events: list[str], folder: Path, reason: str) -> None:
+    """The stream ended with an error, the launcher with the reason; recording and crash dump tell what was asked."""
     assert len(events) > 2
     assert events[-1] == "[DONE]"
     assert json.loads(events[-2])["error"]["code"] == "engine_dead"
@@ -64,7 +64,14 @@ def check_end(service: Service, events: list[str], recording: Path, reason: str)
     [last] = [line for line in service.said.splitlines() if line.startswith("radjax: error: ")]
     assert "the engine process" in last
     assert reason in last
-    assert replay_command([str(recording)]) == 0
+    assert replay_command([str(folder / "run")]) == 0
+    [dump] = (folder / "dumps").iterdir()
+    head, *asked = map(json.loads, dump.read_text().splitlines())
+    assert "the engine process" in head["reason"]
+    assert (asked[-1]["body"]["input_ids"], asked[-1]["how"]) == ([65, 66], "engine_dead")
+    assert (
+        asked[-1]["output_ids"][:2] == [token for event in events[:-2] for token in json.loads(event)["output_ids"]][:2]
+    )
 
 
 def test_a_hung_engine_is_dumped_then_ended_and_leaves_a_recording(tmp_path: Path) -> None:
@@ -73,7 +80,7 @@ def test_a_hung_engine_is_dumped_then_ended_and_leaves_a_recording(tmp_path: Pat
         wait_for(service, "the state was asked for; scheduler state: {")
         assert service.generate([65], 2).status_code == 200  # it goes on
         events = fatal(service, "stuck")
-        check_end(service, events, tmp_path / "run", "Scheduler watchdog timeout: no progress for ")
+        check_end(service, events, tmp_path, "Scheduler watchdog timeout: no progress for ")
         said = service.said
         soft = said.index("the engine has made no progress for")
         assert soft < said.index("Scheduler watchdog timeout")
@@ -85,6 +92,6 @@ def test_a_hung_engine_is_dumped_then_ended_and_leaves_a_recording(tmp_path: Pat
 def test_a_failing_engine_leaves_its_state_and_a_recording(tmp_path: Path) -> None:
     with trapped(tmp_path) as service:
         events = fatal(service, "crash")
-        check_end(service, events, tmp_path / "run", "RuntimeError: injected failure")
+        check_end(service, events, tmp_path, "RuntimeError: injected failure")
         dump = service.said.partition("the scheduler failed; its state: ")[2].partition("\n")[0]
         assert json.loads(dump)["running_batch"]["size"] == 1
