@@ -31,7 +31,7 @@ class Dealing:
 
     @property
     def vocab(self) -> int:
-        """Rows of the embedding, with padding."""
+        """Rows of the embedding and of the head, with padding."""
         return padded_vocab(self.spec.vocab_size, self.shards)
 
 
@@ -39,10 +39,8 @@ def relaid(name: str, leaf: Array, old: Dealing, new: Dealing) -> Array:
     """``leaf`` as ``new`` has it; heads and columns that only fill up are left out and put in."""
     spec = old.spec
     match name.split("."):
-        case ["embedding"]:
+        case ["embedding" | "head"]:
             return pad(leaf[: spec.vocab_size], (new.vocab, leaf.shape[1]))
-        case ["head"]:
-            return pad(leaf[:, : spec.vocab_size], (leaf.shape[0], new.vocab))
         case [*_, "attention", "qkv"]:
             return _qkv(leaf.T, old, new).T
         case [*_, "attention", "qkv_bias"]:

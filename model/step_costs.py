@@ -254,8 +254,10 @@ class Shares:
             held = experts.count // self.parallel.expert * self.expert(experts) if kind.sparse and experts else 0
             total += count * ((self.matrices(kind) + held) * self.element + self.vectors(kind))
         total += self.table() * self.element if layers.start == 0 else 0
-        last = self.table() * self.element + spec.hidden_size * FLOAT32
-        return total + (last if layers.stop == spec.num_layers else 0)
+        if layers.stop < spec.num_layers:
+            return total
+        tied = spec.tie_embeddings and layers.start == 0
+        return total + spec.hidden_size * FLOAT32 + (0 if tied else self.table() * self.element)
 
     def stages(self) -> tuple[StageFacts, ...]:
         """What a server would know of each stage."""

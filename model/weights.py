@@ -81,7 +81,7 @@ class Assembly:
                 return pad(self.tensors.read("model.embed_tokens.weight"), target.shape)
             case ["head"]:
                 source = "model.embed_tokens.weight" if self.model.spec.tie_embeddings else "lm_head.weight"
-                return pad(self.tensors.read(source).T, target.shape)
+                return pad(self.tensors.read(source), target.shape)
             case ["final_norm", "scale"]:
                 return self.norm("model.norm")
             case ["blocks", index, *rest]:
@@ -255,7 +255,9 @@ def load_converted(folder: ModelFolder, model: Blueprint, progress: Callable[[in
         ConfigError: they are another model's, or are damaged.
     """
     there, here = conversion_of(folder), Conversion.of(model.leaves)
-    if there == here:
+    # a stage with the head alone has its own copy of what was converted once
+    names = {"head": "embedding"} if model.spec.tie_embeddings else {}
+    if there == here and model.leaves.keys().isdisjoint(names):
         return restore(folder, model.leaves)
     old, new = (Dealing(model.spec, one.expert, one.tensor) for one in (there, here))
 
@@ -269,7 +271,7 @@ def load_converted(folder: ModelFolder, model: Blueprint, progress: Callable[[in
         return leaf
 
     with open_leaves(folder) as read:
-        return load_leaves(model, lambda name: dealt_anew(name, read(name)), progress)
+        return load_leaves(model, lambda name: dealt_anew(name, read(names.get(name, name))), progress)
 
 
 def assemble(model: Blueprint, tensors: Tensors, progress: Callable[[int, int], None]) -> dict[str, jax.Array]:

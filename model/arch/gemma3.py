@@ -6,7 +6,8 @@ from flax import nnx
 from model.kv_pool import Pool
 from model.layers.attention import Attention
 from model.layers.block import Backends, BlockOutput, Decoded, run_block
-from model.layers.linear import matmul
+from model.layers.head import head
+from model.layers.linear import matmul_rows
 from model.layers.mlp import GatedMLP
 from model.layers.norm import RMSNorm
 from model.layers.parameter import weight
@@ -49,7 +50,7 @@ class Gemma3(nnx.Module):
         self.ends = layers.stop == spec.num_layers
         if self.ends:
             self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-            self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+            self.head = head(self, spec, vocab, dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool.
@@ -66,4 +67,4 @@ class Gemma3(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32[R, vocab] from hidden states of the rows."""
-        return matmul(hidden, self.head[...])
+        return matmul_rows(hidden, self.head[...])

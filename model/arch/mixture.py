@@ -8,7 +8,8 @@ from model.arch.llama import Block
 from model.kv_pool import Pool
 from model.layers.attention import Attention
 from model.layers.block import Backends, BlockOutput, Decoded, run_block
-from model.layers.linear import matmul
+from model.layers.head import head
+from model.layers.linear import matmul_rows
 from model.layers.norm import RMSNorm
 from model.layers.parameter import weight
 from model.layers.rope import Rotation
@@ -56,7 +57,7 @@ class Mixture(nnx.Module):
         self.ends = layers.stop == spec.num_layers
         if self.ends:
             self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-            self.head = weight((spec.hidden_size, vocab), ("hidden", "vocab"), dtype)
+            self.head = head(self, spec, vocab, dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, the written pool, and who took the tokens."""
@@ -72,4 +73,4 @@ class Mixture(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32[R, vocab] from hidden states of the rows."""
-        return matmul(hidden, self.head[...])
+        return matmul_rows(hidden, self.head[...])

@@ -158,11 +158,12 @@ def report(program: Program, seconds: float, setup: Setup, limits: Limits) -> st
     """One line of the table; the share is that of the nearer limit in the measured time."""
     tokens = program.size
     layers = sum(leaf.size for name, leaf in setup.model.leaves.items() if name.startswith("blocks"))
-    head = setup.model.leaves["head"].size
-    rows = program.size if program.family is Family.SCORE else setup.shapes.rows(program.family, program.size)
     embedding = setup.model.leaves["embedding"]
-    bandwidth = (setup.model.weight_bytes - embedding.size * embedding.dtype.itemsize) / limits.bytes_per_s
-    arithmetic = 2 * (layers * tokens + head * rows) / limits.flops_per_s
+    head = setup.model.leaves.get("head", embedding)
+    rows = program.size if program.family is Family.SCORE else setup.shapes.rows(program.family, program.size)
+    looked_up = 0 if head is embedding else embedding.size * embedding.dtype.itemsize
+    bandwidth = (setup.model.weight_bytes - looked_up) / limits.bytes_per_s
+    arithmetic = 2 * (layers * tokens + head.size * rows) / limits.flops_per_s
     share = max(bandwidth, arithmetic) / seconds
     times = f"{seconds * 1e3:9.2f}{tokens / seconds:10.0f}{bandwidth * 1e3:12.2f}{arithmetic * 1e3:13.2f}"
     return f"{program!s:20}{times}{share:8.0%}"

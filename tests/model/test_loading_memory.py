@@ -20,7 +20,7 @@ from configs.schema import Model, Parallel
 from model.loading.budget import Budget
 from model.loading.folder import ModelFolder, model_folder
 from model.loading.orbax import save
-from model.registry import Blueprint, blueprint
+from model.registry import Blueprint, blueprint, joined, stage_blueprints
 from model.spec import ModelSpec
 from model.weights import hugging_face_shapes, load_weights
 from sharding.mesh import build_mesh
@@ -149,6 +149,30 @@ def test_a_model_converted_for_one_device_has_the_reference_logits_on_two(tmp_pa
     step, (at,) = mixed(bench.shapes, 64, [], [Row(ids, 0, 39, np.arange(1, 11, dtype=np.int32))])
     difference = np.abs(bench.logits(step)[at] - expected[:39]).max()
     assert difference <= 2e-4 * np.abs(expected).max()
+
+
+def test_a_tied_head_is_the_embedding_and_a_stage_without_one_loads_its_own(tmp_path: Path) -> None:
+    source = GOLDEN / "models" / "llama-9-3"
+    made = open_bench(source)
+    assert "head" not in made.model.leaves
+    assert "head" in open_bench(GOLDEN / "models" / "mistral").model.leaves
+    save(tmp_path / "converted", model_folder(source), dict(zip(made.model.leaves, made.leaves, strict=True)))
+    wanted = joined(stage_blueprints(made.model.spec, build_mesh(Parallel(stages=2)), "float32"))
+    for folder in (tmp_path / "converted", source):
+        leaves = load_weights(Model(source="x"), model_folder(folder), wanted, lambda done, total: None)
+        np.testing.assert_array_equal(np.asarray(leaves["head"]), np.asarray(leaves["embedding"]))
+        assert leaves["head"].devices() != leaves["embedding"].devices()
+
+
+def test_a_head_converted_the_other_way_round_is_refused(tmp_path: Path) -> None:
+    source = GOLDEN / "models" / "mistral"
+    made = open_bench(source)
+    leaves = dict(zip(made.model.leaves, made.leaves, strict=True))
+    folder = save(tmp_path / "converted", model_folder(source), leaves | {"head": leaves["head"].T})
+    for mesh in (Parallel(), Parallel(tensor=2)):
+        wanted = blueprint(made.model.spec, build_mesh(mesh), "float32")
+        with pytest.raises(ConfigError, match="does not hold this model's weights"):
+            load_weights(Model(source="x"), folder, wanted, lambda done, total: None)
 
 
 def test_a_mixture_converted_in_bfloat16_can_be_served_in_float32(tmp_path: Path) -> None:
