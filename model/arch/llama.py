@@ -41,13 +41,14 @@ class Llama(nnx.Module):
     """
 
     def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str, layers: range) -> None:
-        if layers.start == 0:
-            self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype) if layers.start == 0 else None
+        if embedding is not None:
+            self.embedding = embedding
         self.blocks = nnx.List([Block(spec, layout, shards, dtype) for _ in layers])
         self.ends = layers.stop == spec.num_layers
         if self.ends:
             self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-            self.head = head(self, spec, vocab, dtype)
+            self.head = head(embedding, spec, vocab, dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, and the written pool."""

@@ -46,8 +46,9 @@ class Mixture(nnx.Module):
     def __init__(self, spec: ModelSpec, layout: HeadLayout, shards: int, vocab: int, dtype: str, layers: range) -> None:
         experts, sparse = spec.experts, spec.sparse_layers
         assert experts is not None, "a mixture has experts"
-        if layers.start == 0:
-            self.embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype)
+        embedding = weight((vocab, spec.hidden_size), ("vocab", "hidden"), dtype) if layers.start == 0 else None
+        if embedding is not None:
+            self.embedding = embedding
         self.blocks = nnx.List(
             [
                 SparseBlock(spec, experts, layout, shards, dtype) if i in sparse else Block(spec, layout, shards, dtype)
@@ -57,7 +58,7 @@ class Mixture(nnx.Module):
         self.ends = layers.stop == spec.num_layers
         if self.ends:
             self.final_norm = RMSNorm(spec.hidden_size, spec.norm_eps)
-            self.head = head(self, spec, vocab, dtype)
+            self.head = head(embedding, spec, vocab, dtype)
 
     def __call__(self, x: jax.Array, turns: tuple[Rotation, ...], pool: Pool, through: Backends) -> Decoded:
         """Hidden states float32[T, hidden] of embedded tokens ``x``, the written pool, and who took the tokens."""

@@ -27,6 +27,7 @@ TEXTS = {
     "observe.step_records_file",
     "observe.profiler_dir",
     "cache.storage_dir",
+    "observe.crash_dump_dir",
     "distributed.coordinator",
     "observe.kv_events_endpoint",
     "observe.otlp_endpoint",
