@@ -67,6 +67,8 @@ RESOLVED: Final = Resolved(
     chunk_tokens=2048,
     loop="normal",
     depth=0,
+    max_inflight=0,
+    micro_batches=1,
     cache_dir="",
     choices=(),
 )
