@@ -167,7 +167,7 @@ def _line(asked: _Asked) -> dict[str, object]:
 
 
 def _body(request: Generate) -> dict[str, object]:
-    """Of ``POST /generate``, for the same again."""
+    """Of ``POST /generate``, for the same again but for stop strings, which engines do not know."""
     # in full: what is left out takes the service's defaults
     params = structs.asdict(request.params)
     logprobs, prompt_logprobs = params.pop("logprobs"), params.pop("prompt_logprobs")

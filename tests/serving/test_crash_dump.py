@@ -107,7 +107,7 @@ def test_a_file_can_be_read_by_its_owner_alone_and_a_full_disk_is_said(
     assert "no crash dump was written" in caplog.text
 
 
-def test_what_was_lost_over_http_can_be_asked_again_word_for_word(folder: Path, tmp_path: Path) -> None:
+def test_what_was_asked_over_http_can_be_asked_again_word_for_word(folder: Path, tmp_path: Path) -> None:
     whole = {
         "input_ids": [5, 6, 7],
         "sampling_params": {
