@@ -30,6 +30,11 @@ def stored(shape: tuple[int, ...], dtype: Dtype, attention: AttentionKind) -> tu
     return shape, jnp.dtype(dtype)
 
 
+def element_type(storage: jnp.dtype) -> jnp.dtype:
+    """The dtype of the values that ``storage`` holds."""
+    return jnp.dtype(jnp.bfloat16) if storage == jnp.uint32 else storage
+
+
 def to_words(x: jax.Array, storage: jnp.dtype) -> jax.Array:
     """Values ``[..., head_dim]`` as the pool stores them."""
     if storage == jnp.uint32:

@@ -112,7 +112,8 @@ def bisect(x: jax.Array, enough: jax.Array, weigh: jax.Array) -> jax.Array:
 
 def kth_largest(scaled: jax.Array, k: jax.Array) -> jax.Array:
     """float32[R]: the k-th largest entry; -inf where ``k`` is 0."""
-    found = bisect(scaled, jnp.maximum(k, 1), jnp.ones(scaled.shape, jnp.int32))
+    # counts are whole numbers far below 2^24, and a float32 sum is quicker on a CPU
+    found = bisect(scaled, jnp.maximum(k, 1).astype(jnp.float32), jnp.ones(scaled.shape, jnp.float32))
     return jnp.where(k > 0, found, -jnp.inf)
 
 

@@ -1,18 +1,10 @@
-"""Reductions over a vocabulary that may be dealt over the mesh; all run inside ``shard_map``.
-
-XLA's CPU back end does not vectorise a reduction over the last axis. ``fold_columns`` first combines LANES equal slices
-element by element, which it does vectorise, and leaves a last axis LANES times shorter.
-"""
-
-from collections.abc import Callable
-from functools import reduce
+"""Reductions over a vocabulary that may be dealt over the mesh; all run inside ``shard_map``."""
 
 import jax
 import jax.numpy as jnp
 
 from sharding.axes import MODEL_AXES
 
-LANES = 16
 BLOCK = 128
 """Tokens with neighbouring ids that sampling looks at together."""
 AXIS = MODEL_AXES
@@ -23,24 +15,14 @@ def padded_vocab(size: int, shards: int) -> int:
     return -(-size // (BLOCK * shards)) * BLOCK * shards
 
 
-def slices(x: jax.Array) -> list[jax.Array]:
-    """``x`` [R, V] cut in LANES pieces [R, V / LANES]."""
-    return jnp.split(x, LANES, axis=1)
-
-
-def fold_columns(x: jax.Array, combine: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """[R, V / LANES]: the slices of ``x`` combined element by element."""
-    return reduce(combine, slices(x))
-
-
 def row_max(x: jax.Array) -> jax.Array:
     """[R]: the maximum over all shards."""
-    return jax.lax.pmax(jnp.max(fold_columns(x, jnp.maximum), axis=1), AXIS)
+    return jax.lax.pmax(jnp.max(x, axis=1), AXIS)
 
 
 def row_sum(x: jax.Array) -> jax.Array:
     """[R]: the sum over all shards."""
-    return jax.lax.psum(jnp.sum(fold_columns(x, jnp.add), axis=1), AXIS)
+    return jax.lax.psum(jnp.sum(x, axis=1), AXIS)
 
 
 def offset(x: jax.Array) -> jax.Array:

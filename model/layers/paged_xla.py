@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from model.exponential import exponential
-from model.kv_pool import from_words
+from model.kv_pool import element_type, from_words
 from model.layers.attention import neutral
 from model.sharing import BLOCK_PAGES as SHARED_PAGES
 from model.sharing import GROUPS_AT_ONCE
@@ -111,7 +111,7 @@ class Prefixes(NamedTuple):
 def attend_prefixes(
     q: jax.Array, pool_k: jax.Array, pool_v: jax.Array, table: jax.Array, prefixes: Prefixes, page_size: int
 ) -> Softmax:
-    """The rows' sums over the pages that they share, each page read once a group: ``q`` float32[R, heads, head_dim]."""
+    """The rows' sums over the pages that they share, each page read once a group: ``q`` [R, heads, head_dim]."""
     rows, heads, head_dim = q.shape
     kv = pool_k.shape[1]
     group, members = heads // kv, prefixes.rows.shape[1]
@@ -156,7 +156,7 @@ def attend_prefixes(
 
 def masked_scores(queries: jax.Array, keys: jax.Array, seen: jax.Array) -> jax.Array:
     """float32[N, kv, Q, S] from queries [N, kv, Q, head_dim], keys [N, kv, S, head_dim] and ``seen`` bool[N, S]."""
-    scores = jnp.einsum("nkqd,nksd->nkqs", queries.astype(keys.dtype), keys, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("nkqd,nksd->nkqs", queries, keys, preferred_element_type=jnp.float32)
     return jnp.where(seen[:, None, None, :], scores, neutral(scores.dtype))
 
 
@@ -177,6 +177,8 @@ def attend_rows(
     rows, heads, head_dim = q.shape
     kv, page_size, pages_a_turn = pool_k.shape[1], blocking.page_size, blocking.block_pages
     span = pages_a_turn * page_size
+    # once for both loops: without the barrier XLA rotates the queries in each again
+    q = jax.lax.optimization_barrier(q.astype(element_type(pool_k.dtype)))
     # shape: [R, kv, heads / kv, head_dim]
     grouped = q.reshape(rows, kv, heads // kv, head_dim)
     # the first position that a row sees
