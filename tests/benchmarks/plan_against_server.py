@@ -47,7 +47,7 @@ LAUNCH_FILE: Final = Path(__file__).parents[2] / "configs" / "smollm2-135m.yaml"
 VOCAB_SIZE: Final = 30_000
 START_S: Final = 600.0
 QUIET_S: Final = 20.0
-"""Without a new program all are there."""
+"""After so long without a new program all are there."""
 RADJAX: Final = Path(sys.executable).parent / "radjax"
 
 
@@ -105,8 +105,8 @@ async def drive(url: str, names: Sequence[str], requests: int | None, seed: int,
         await complete(target.server, target.model, [1000], 2)
         sent += 1
         await asyncio.sleep(1)
-        if compiled(url) != seen:
-            seen, since = compiled(url), time.monotonic()
+        if (ready := compiled(url)) != seen:
+            seen, since = ready, time.monotonic()
     for name in names:
         runs.append(Run(sent, await run(target, name, workload(name, requests), seed)))
         sent += runs[-1].served.completed
