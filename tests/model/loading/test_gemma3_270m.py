@@ -31,6 +31,7 @@ def golden() -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_window_has_the_reference_logits_and_goes_on_as_the_reference_does(
     bench: Bench, golden: dict[str, np.ndarray]
 ) -> None:
