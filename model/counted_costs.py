@@ -21,7 +21,7 @@ from model.device_state import state_shapes
 from model.interface import Family, Variant
 from model.ladders import make_shapes
 from model.layers.grouped import gated
-from model.programs import Recipe
+from model.recipe import Recipe
 from model.registry import blueprint
 from model.sharing import LEAST_ROWS
 from model.spec import Dtype, Experts, ModelSpec

@@ -24,14 +24,20 @@ class Counts(NamedTuple):
     """int16[slots, padded vocab]."""
 
 
+class Sampled(NamedTuple):
+    """What the head keeps of the tokens it sampled."""
+
+    last_token: jax.Array
+    """int32[slots]: the last one of each slot; slot 0 is padding."""
+    counts: Counts
+
+
 class DeviceState(NamedTuple):
     """What lives on the devices of a stage between steps."""
 
     pool: Pool
-    last_token: jax.Array
-    """int32[slots]: the last sampled token of each slot; slot 0 is padding. Kept by the stage with the head."""
-    counts: Counts
-    """Without columns where there is no head."""
+    sampled: Sampled | None
+    """None where there is no head."""
     routed: jax.Array | None = None
     """uint32[layers with experts, experts]: tokens that each expert took, modulo 2**32; None without such layers."""
 
@@ -47,10 +53,10 @@ def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages:
 
     full, sliding = of_layer(num_pages), of_layer(window_pages)
     layers = tuple(sliding if shapes.window and spec.window(i) else full for i in model.layers)
-    vocab = padded_vocab(spec.vocab_size, model_shards(mesh)) if model.last else 0
-    counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab") if vocab else ()))
-    last = planned((slots,), jnp.int32, named(mesh, (None,)))
-    return DeviceState(Pool(layers, layers), last, Counts(counts, counts), routed_shape(model))
+    vocab = padded_vocab(spec.vocab_size, model_shards(mesh))
+    counts = planned((slots, vocab), jnp.int16, named(mesh, (None, "vocab")))
+    sampled = Sampled(planned((slots,), jnp.int32, named(mesh, (None,))), Counts(counts, counts))
+    return DeviceState(Pool(layers, layers), sampled if model.last else None, routed_shape(model))
 
 
 def routed_shape(model: Blueprint) -> jax.Array | None:

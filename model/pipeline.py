@@ -12,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding
 from model.batch import Program, buffer_size, pack
 from model.device_state import DeviceState, allocate
 from model.interface import FROM_DEVICE, Shapes, StepInput, Variant
-from model.programs import Executables, Recipe
+from model.programs import Executables
+from model.recipe import Recipe
 from model.steps import Ended, Leaves, Outcome
 from sharding.axes import named
 

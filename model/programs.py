@@ -6,61 +6,22 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import jax
-import jax.numpy as jnp
 
-from model.batch import Program, buffer_size
-from model.device_state import DeviceState
+from model.batch import Program
 from model.interface import CompileListener, CompileReport, Family, Shapes, Variant
-from model.registry import Blueprint
-from model.steps import build_step, jitted, set_counts
-from sharding.axes import named
+from model.recipe import Recipe
+from model.sections import Executable, compile_step
 
 _LOG = logging.getLogger(__name__)
-Executables = tuple[jax.stages.Compiled, ...]
+Executables = tuple[Executable, ...]
 T = TypeVar("T")
 
 COMPILE_THREADS = 2
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
-
-
-@dataclass(slots=True, frozen=True)
-class Recipe:
-    """What the programs of one stage are compiled from: shapes only, no values."""
-
-    model: Blueprint
-    shapes: Shapes
-    state: DeviceState
-    """As shapes with shardings."""
-
-    def lower(self, program: Program) -> jax.stages.Lowered:
-        """Trace and lower one step; a stage without head knows lean ones only."""
-        leaves = tuple(self.model.leaves.values())
-        buffer = jax.ShapeDtypeStruct((buffer_size(program, self.shapes),), jnp.int32)
-        return jitted(build_step(program, self.model, self.shapes), donated=1).lower(
-            leaves, self.state, buffer, *self._from_others(program)
-        )
-
-    def compile(self, program: Program) -> jax.stages.Compiled:
-        """Trace, lower and compile one step."""
-        return self.lower(program).compile()
-
-    def _from_others(self, program: Program) -> tuple[jax.ShapeDtypeStruct, ...]:
-        """What a step takes that comes from another stage."""
-        model, whole = self.model, named(self.model.mesh, ())
-        if model.first and model.last:
-            return ()
-        if model.first:
-            return (jax.ShapeDtypeStruct((self.shapes.max_rows + 1,), jnp.int32, sharding=whole),)
-        return (jax.ShapeDtypeStruct((program.size, model.spec.hidden_size), jnp.float32, sharding=whole),)
-
-    def compile_counts(self, size: int) -> jax.stages.Compiled:
-        """The little program that rebuilds one slot's penalty counts from ``size`` entries."""
-        ids, one = jax.ShapeDtypeStruct((size,), jnp.int32), jax.ShapeDtypeStruct((), jnp.int32)
-        return jitted(set_counts, donated=0).lower(self.state, one, ids, ids, ids).compile()
 
 
 def all_programs(shapes: Shapes) -> list[Program]:
@@ -78,10 +39,7 @@ def ladder(shapes: Shapes, variant: Variant) -> list[Program]:
 
 
 def essential(shapes: Shapes) -> list[Program]:
-    """Ready means these: the largest of each family, into which every step fits, and the smallest decode step.
-
-    A mixed program takes four times as long as a decode program to come from the cache; the smaller ones follow.
-    """
+    """Ready means these: the largest of each family, into which every step fits, and the smallest decode step."""
     decode = [Program(Family.DECODE, Variant.LEAN, rows) for rows in (shapes.decode_rows[0], shapes.decode_rows[-1])]
     return list(dict.fromkeys([Program(Family.MIXED, Variant.LEAN, shapes.mixed_tokens[-1]), *decode]))
 
@@ -108,22 +66,28 @@ class Programs:
         self._steps[program].set_result(compiled)
 
     def start(self) -> None:
-        """Begin compiling everything, in order of importance. Returns at once."""
-        first = essential(self.shapes)
-        for program in all_programs(self.shapes):
-            job = self._compile if program in first else self._compile_later
-            self._steps[program] = self._pool.submit(job, program)
-        for size in self._count_sizes:
-            self._counts[size] = self._pool.submit(self.recipes[-1].compile_counts, size)
-        self._pool.submit(self._settle)
-
-    def wait_essential(self) -> None:
-        """Block until serving can begin."""
+        """Begin to compile what serving cannot begin without. Returns at once."""
         for program in essential(self.shapes):
-            self._steps[program].result()
+            self._steps[program] = self._pool.submit(self._compile, program)
+
+    def go_on(self) -> None:
+        """Begin to compile the rest, in order of importance. Returns at once; a second call does nothing."""
+        rest = [program for program in all_programs(self.shapes) if program not in self._steps]
+        for program in rest:
+            self._steps[program] = self._pool.submit(self._compile, program)
+        for size in self._count_sizes:
+            if size not in self._counts:
+                self._counts[size] = self._pool.submit(self.recipes[-1].compile_counts, size)
+        if rest:
+            self._pool.submit(self._settle)
+
+    def wait(self, program: Program) -> None:
+        """Block until ``program`` is compiled."""
+        self._steps[program].result()
 
     def wait_all(self) -> None:
         """Block until everything is compiled."""
+        self.go_on()
         for future in (*self._steps.values(), *self._counts.values()):
             future.result()
 
@@ -154,11 +118,6 @@ class Programs:
             _LOG.warning("a step waits for the program %s to be compiled", name)
         return future.result()
 
-    def _compile_later(self, program: Program) -> Executables:
-        # two programs that come from the cache at once take longer than one after the other
-        self.wait_essential()
-        return self._compile(program)
-
     def _settle(self) -> None:
         # what tracing left behind lives as long as the programs: a full collection took 0.6 s of a step
         self.wait_all()
@@ -166,17 +125,17 @@ class Programs:
 
     def _compile(self, program: Program) -> Executables:
         began, hits = time.perf_counter(), self._hits.of_this_thread()
-        compiled = (*self._headless(program), self.recipes[-1].compile(program))
+        compiled = self._compile_stages(program)
         seconds, from_cache = time.perf_counter() - began, self._hits.of_this_thread() > hits
         self._listen(CompileReport(program.family, program.variant, program.size, seconds, from_cache))
         return compiled
 
-    def _headless(self, program: Program) -> Executables:
-        """The stages before the last, which are the same for all variants."""
-        if len(self.recipes) > 1 and program.variant is not Variant.LEAN:
-            # begun before this one by the same threads
-            return self._steps[replace(program, variant=Variant.LEAN)].result()[:-1]
-        return tuple(recipe.compile(program) for recipe in self.recipes[:-1])
+    def _compile_stages(self, program: Program) -> Executables:
+        if program.variant is Variant.LEAN:
+            return tuple(compile_step(recipe, program) for recipe in self.recipes)
+        # begun before this one by the same threads; what has no head is the same for all variants
+        *same, lean = self._steps[replace(program, variant=Variant.LEAN)].result()
+        return (*same, compile_step(self.recipes[-1], program, lean))
 
 
 class CacheHits:

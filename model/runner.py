@@ -184,7 +184,9 @@ class JaxRunner:
 
     def warm_up(self) -> None:
         """Run what serving begins with once each, before it begins."""
-        for program in essential(self._shapes):
+        mixed, *decode = essential(self._shapes)
+        for program in (*decode, mixed):  # as they become ready
+            self._programs.wait(program)
             self.launch(rehearse(program, self._shapes)).result()
 
     def compiled_late(self) -> int:

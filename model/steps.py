@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from model import vocabulary
 from model.attention import Backend
 from model.batch import Batch, Program, decode_rows, unpack
-from model.device_state import Counts, DeviceState
+from model.device_state import Counts, DeviceState, Sampled
 from model.experts import dispatch_on
 from model.interface import FROM_DEVICE, Family, Shapes, Variant
 from model.layers.block import Backends
@@ -63,8 +63,9 @@ def build_step(program: Program, model: Blueprint, shapes: Shapes) -> Step:
         hidden, state = forward(program, model, shapes, leaves, state, batch, *before)
         if not model.last:
             return state, jax.lax.with_sharding_constraint(hidden, named(model.mesh, ()))
-        state, outcome = finish(program, model, shapes, leaves, state, batch, hidden)
-        return state, outcome if model.first else Ended(outcome, state.last_token)
+        assert state.sampled is not None, "what has the head keeps what it samples"
+        sampled, outcome = finish(program, model, shapes, leaves, state.sampled, batch, hidden)
+        return state._replace(sampled=sampled), outcome if model.first else Ended(outcome, sampled.last_token)
 
     step.__name__ = f"{program.family}_{program.variant}_{program.size}"
     return step
@@ -88,12 +89,10 @@ def forward(
     # computed once here, not again inside every layer's fusions
     where, turns = jax.lax.optimization_barrier((where, turns))
     module = model.merge(leaves)
-    if model.first:
-        last = state.last_token if before is None else before
-        x = embed(module.embedding[...], token_ids(batch, where, last), model.mesh)
-    else:
-        assert before is not None, "a later stage goes on with the hidden states of the one before"
-        x = before
+    if before is None:
+        assert state.sampled is not None, "what has no head is given the last tokens or hidden states"
+        before = state.sampled.last_token
+    x = embed(module.embedding[...], token_ids(batch, where, before), model.mesh) if model.first else before
     through = Backends(Backend(model, shapes).attend(program, batch, where), dispatch_on(model, where))
     done = module(x, turns, state.pool, through)
     return done.hidden, state._replace(pool=done.pool, routed=add_routed(state.routed, done.routed))
@@ -124,10 +123,10 @@ def last_hidden(batch: Batch, hidden: jax.Array) -> jax.Array:
     return hidden[jnp.maximum(batch.offsets + batch.lengths - 1, 0)]
 
 
-def remember(state: DeviceState, batch: Batch, tokens: jax.Array) -> DeviceState:
+def remember(sampled: Sampled, batch: Batch, tokens: jax.Array) -> Sampled:
     """Note the sampled tokens by slot, for steps launched before the host has read them."""
     target = jnp.where(batch.sample, batch.slots, 0)
-    return state._replace(last_token=state.last_token.at[target].set(tokens))
+    return sampled._replace(last_token=sampled.last_token.at[target].set(tokens))
 
 
 def finish_lean(
@@ -135,10 +134,10 @@ def finish_lean(
     model: Blueprint,
     shapes: Shapes,
     leaves: Leaves,
-    state: DeviceState,
+    sampled: Sampled,
     batch: Batch,
     hidden: jax.Array,
-) -> tuple[DeviceState, Outcome]:
+) -> tuple[Sampled, Outcome]:
     """Sample by temperature, top-k, top-p and min-p."""
     pick = jax.shard_map(sample, mesh=model.mesh, in_specs=(LOGITS, WHOLE), out_specs=WHOLE, check_vma=False)
     rows, rules = last_hidden(batch, hidden), rules_of(batch)
@@ -154,7 +153,7 @@ def finish_lean(
     else:
         # a step of prompt pieces alone needs the head for max_pieces rows only
         tokens = jax.lax.cond(batch.num_decode > 0, partial(draw, 0), partial(draw, decode))
-    return remember(state, batch, tokens), Outcome(tokens, None)
+    return remember(sampled, batch, tokens), Outcome(tokens, None)
 
 
 def finish_full(
@@ -162,10 +161,10 @@ def finish_full(
     model: Blueprint,
     shapes: Shapes,
     leaves: Leaves,
-    state: DeviceState,
+    sampled: Sampled,
     batch: Batch,
     hidden: jax.Array,
-) -> tuple[DeviceState, Outcome]:
+) -> tuple[Sampled, Outcome]:
     """Penalties, bias, bans and bitmask, then sampling; log probabilities of the raw distribution."""
     counts_spec = partition((None, "vocab"))
 
@@ -185,8 +184,8 @@ def finish_full(
         check_vma=False,
     )
     logits = logits_of(model, leaves, last_hidden(batch, hidden))
-    tokens, scored, counts = run(logits, batch, state.counts)
-    return remember(state._replace(counts=counts), batch, tokens), Outcome(tokens, scored)
+    tokens, scored, counts = run(logits, batch, sampled.counts)
+    return remember(sampled._replace(counts=counts), batch, tokens), Outcome(tokens, scored)
 
 
 def finish_score(
@@ -194,16 +193,16 @@ def finish_score(
     model: Blueprint,
     shapes: Shapes,
     leaves: Leaves,
-    state: DeviceState,
+    sampled: Sampled,
     batch: Batch,
     hidden: jax.Array,
-) -> tuple[DeviceState, Outcome]:
+) -> tuple[Sampled, Outcome]:
     """Log probability of every target of the piece."""
     assert batch.targets is not None
     run = jax.shard_map(score, mesh=model.mesh, in_specs=(LOGITS, WHOLE, WHOLE), out_specs=WHOLE, check_vma=False)
     wants = batch.targets >= 0
     scored = run(logits_of(model, leaves, hidden), jnp.maximum(batch.targets, 0), wants)
-    return state, Outcome(jnp.zeros((1,), jnp.int32), scored)
+    return sampled, Outcome(jnp.zeros((1,), jnp.int32), scored)
 
 
 def set_counts(
@@ -215,8 +214,9 @@ def set_counts(
         row = jnp.zeros((counts.shape[1],), counts.dtype).at[ids].add(values.astype(counts.dtype), mode="drop")
         return counts.at[slot].set(row)
 
-    counts = Counts(replaced(state.counts.prompt, prompt), replaced(state.counts.output, output))
-    return state._replace(counts=counts)
+    assert (sampled := state.sampled) is not None, "counts are kept where the head is"
+    counts = Counts(replaced(sampled.counts.prompt, prompt), replaced(sampled.counts.output, output))
+    return state._replace(sampled=sampled._replace(counts=counts))
 
 
 def jitted(function: Callable[..., object], donated: int) -> "jax.stages.Wrapped":

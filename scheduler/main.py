@@ -36,9 +36,11 @@ from model.loading.hf_config import read_config
 from model.loading.source import fetch
 from model.pipeline import open_stages
 from model.profile import DeviceProfiler, listen
-from model.programs import Programs, Recipe, all_programs, enable_cache
+from model.programs import Programs, all_programs, enable_cache
+from model.recipe import Recipe
 from model.registry import Blueprint, facts, joined, stage_blueprints
 from model.runner import NO_HOOKS, JaxRunner, LaunchHooks
+from model.sections import section_layers
 from model.weights import load_weights
 from scheduler.assembly import build_engine, port_on, settings_from
 from scheduler.channel import Channel
@@ -173,8 +175,9 @@ def prepare(
     shapes = shapes_of(resolved, spec.vocab_size)
     window_pages = resolved.window_pages + 1 if resolved.window_pages else 0
     parts = [replace(part, attention=resolved.attention) for part in parts]
+    states = [state_shapes(one, shapes, resolved.num_pages + 1, window_pages) for one in parts]
     programs = Programs(
-        [Recipe(one, shapes, state_shapes(one, shapes, resolved.num_pages + 1, window_pages)) for one in parts],
+        [Recipe(one, shapes, state, section_layers(one)) for one, state in zip(parts, states, strict=True)],
         sorted({min(COUNT_SIZE, resolved.context_length), resolved.context_length}),
         compile_progress(on_progress, len(all_programs(shapes)), reporter),
     )
@@ -215,7 +218,6 @@ def make_runner(
     if hosts.count > 1:
         setup.programs.wait_all()
         hosts.exchange(b"loaded")
-    setup.programs.wait_essential()
     host = None
     if setup.resolved.host_pages:
         made_of, (recipe,) = fingerprint(config.model, setup.folder), setup.programs.recipes
@@ -223,6 +225,7 @@ def make_runner(
         host = HostPool(setup.resolved.host_pages, recipe.state, mesh, made_of, staging_memory(mesh.devices.flat))
     runner = JaxRunner(setup.programs, stages, setup.shapes, hooks, host)
     runner.warm_up()
+    setup.programs.go_on()
     return runner
 
 

@@ -33,9 +33,11 @@ from model.interface import Family, Shapes, StepInput, StepOutput, Variant
 from model.ladders import make_shapes
 from model.loading.dummy import DummyCheckpoint
 from model.pipeline import open_stages
-from model.programs import Programs, Recipe
+from model.programs import Programs
+from model.recipe import Recipe
 from model.registry import joined, stage_blueprints
 from model.runner import JaxRunner, LaunchHooks
+from model.sections import Executable, compile_step
 from model.spec import ModelSpec
 from model.weights import assemble as assemble_weights
 from model.weights import hugging_face_shapes
@@ -82,7 +84,7 @@ class Timeline:
 class Watched:
     """An executable of one stage; a thread notes when each of its outputs is there."""
 
-    compiled: jax.stages.Compiled
+    compiled: Executable
     ended: list[float]
     outputs: "queue.Queue[jax.Array | None]" = field(default_factory=queue.Queue)
 
@@ -202,7 +204,7 @@ def on_devices(
     recipes = [Recipe(part, shapes, state_shapes(part, shapes, pages)) for part in parts]
     programs = Programs(recipes, (), lambda report: None)
     program = Program(Family.DECODE, Variant.LEAN, shapes.decode_rows[-1])
-    watched = [Watched(one.compile(program), ended) for one, ended in zip(recipes, timeline.ended, strict=True)]
+    watched = [Watched(compile_step(one, program), ended) for one, ended in zip(recipes, timeline.ended, strict=True)]
     programs.adopt(program, tuple(watched))  # pyright: ignore[reportArgumentType]  called alike
     leaves = assemble_weights(joined(parts), DummyCheckpoint(hugging_face_shapes(spec), 0), lambda done, total: None)
     return JaxRunner(programs, open_stages(recipes, leaves), shapes, hooks), watched

@@ -11,7 +11,7 @@ from model.batch import Program
 from model.device_state import state_shapes
 from model.interface import Family, Variant
 from model.ladders import make_shapes
-from model.programs import Recipe
+from model.recipe import Recipe
 from model.registry import blueprint
 from model.spec import Experts, ModelSpec
 from sharding.mesh import build_mesh

@@ -20,7 +20,8 @@ from model.loading.folder import model_folder
 from model.loading.hf_config import read_config
 from model.pipeline import Stage
 from model.profile import DeviceProfiler
-from model.programs import Programs, Recipe
+from model.programs import Programs
+from model.recipe import Recipe
 from model.registry import blueprint
 from model.rehearsal import rehearse
 from model.runner import JaxRunner, LaunchHooks
@@ -49,7 +50,8 @@ class Profiled:
         recipe = Recipe(model, SHAPES, state_shapes(model, SHAPES, NUM_PAGES))
         self.programs = Programs([recipe], (16, 64), lambda report: None)
         self.programs.start()
-        self.programs.wait_essential()
+        for program in (DECODE, MIXED):
+            self.programs.wait(program)
         leaves = load_weights(Model(source=str(FOLDER)), model_folder(FOLDER), model, lambda done, total: None)
         self.leaves, self.recipe = tuple(leaves.values()), recipe
         self.count = 0

@@ -23,7 +23,8 @@ from model.interface import (
 from model.loading.folder import model_folder
 from model.loading.hf_config import read_config
 from model.pipeline import Stage
-from model.programs import Programs, Recipe, all_programs, essential
+from model.programs import Programs, all_programs, essential
+from model.recipe import Recipe
 from model.registry import blueprint
 from model.runner import JaxRunner
 from model.weights import load_weights

@@ -14,9 +14,11 @@ from model.device_state import state_shapes
 from model.interface import Shapes, Variant
 from model.loading.dummy import DummyCheckpoint
 from model.pipeline import open_stages
-from model.programs import Programs, Recipe, ladder
+from model.programs import Programs, ladder
+from model.recipe import Recipe
 from model.registry import joined, stage_blueprints
 from model.runner import JaxRunner
+from model.sections import compile_step
 from model.spec import Experts, ModelSpec
 from model.weights import assemble, hugging_face_shapes
 from scheduler.assembly import Settings
@@ -75,17 +77,18 @@ def pipelined(stages: int, ahead: int = 1) -> Settings:
     return msgspec.structs.replace(SETTINGS, depth=depth, max_inflight=max_inflight, micro_batches=stages)
 
 
-def programs(spec: ModelSpec, parallel: Parallel) -> Programs:
+def programs(spec: ModelSpec, parallel: Parallel, layers: int = 0) -> Programs:
     parts = stage_blueprints(spec, build_mesh(parallel), "float32")
     shapes = dataclasses.replace(SHAPES, window=spec.sliding_window)
     window_pages = WINDOW_PAGES + 1 if shapes.window else 0
-    recipes = [Recipe(part, shapes, state_shapes(part, shapes, NUM_PAGES + 1, window_pages)) for part in parts]
+    recipes = [Recipe(part, shapes, state_shapes(part, shapes, NUM_PAGES + 1, window_pages), layers) for part in parts]
     return Programs(recipes, (128,), lambda report: None)
 
 
 @cache
-def with_all(spec: ModelSpec, parallel: Parallel) -> Programs:
-    started = programs(spec, parallel)
+def with_all(spec: ModelSpec, parallel: Parallel, layers: int = 0) -> Programs:
+    """Every program, the mixed ones in sections of so many layers."""
+    started = programs(spec, parallel, layers)
     started.start()
     started.wait_all()
     return started
@@ -96,7 +99,7 @@ def with_greedy(spec: ModelSpec, parallel: Parallel) -> Programs:
     """Only what greedy requests need: compiling is nearly all of the time."""
     some = programs(spec, parallel)
     for program in ladder(SHAPES, Variant.LEAN):
-        some.adopt(program, tuple(recipe.compile(program) for recipe in some.recipes))
+        some.adopt(program, tuple(compile_step(recipe, program) for recipe in some.recipes))
     return some
 
 

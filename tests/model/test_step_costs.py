@@ -15,7 +15,7 @@ from model.counted_costs import count_costs
 from model.device_state import state_shapes
 from model.interface import Family, Variant
 from model.ladders import make_shapes
-from model.programs import Recipe
+from model.recipe import Recipe
 from model.registry import blueprint, stage_blueprints
 from model.spec import Experts, ModelSpec
 from model.step_costs import Shares, Work, costs_by_formula
@@ -105,7 +105,7 @@ def test_the_shards_of_a_step_add_up_as_many_bytes_as_the_formula_says() -> None
     model = blueprint(spec, build_mesh(parallel), "float32")
     shapes = make_shapes(rows, 64, 16, 64, spec.vocab_size)
     recipe = Recipe(model, shapes, state_shapes(model, shapes, 9))
-    hlo = recipe.compile(Program(Family.DECODE, Variant.LEAN, rows)).as_text() or ""
+    hlo = recipe.lower(Program(Family.DECODE, Variant.LEAN, rows)).compile().as_text() or ""
     found = re.findall(r"= f32\[([\d,]+)\]\S* all-reduce(?:-start)?\(", hlo)
     sizes = [4 * math.prod(map(int, shape.split(","))) for shape in found]
     a_sum = 4 * rows * spec.hidden_size
