@@ -18,7 +18,6 @@ from model.kv_pool import Pool
 from model.recipe import Recipe
 from model.registry import Blueprint, blueprint
 from model.steps import Leaves
-from sharding.axes import named
 
 SECTION_LAYERS: Final = 6
 """Also the period of Gemma 3's windows: every section has the same ones."""
@@ -78,7 +77,7 @@ class Sections:
 
     def __init__(self, recipe: Recipe, program: Program, cut: Sequence[range], lean: "Sections | None") -> None:
         model = recipe.model
-        self._whole, self._alone = named(model.mesh, ()), model.first and model.last
+        self._alone = model.first and model.last
         headless = program if program.family is Family.SCORE else replace(program, variant=Variant.LEAN)
         self._headless_words = buffer_size(headless, recipe.shapes)
         self.compiled: dict[object, Executable] = {}
@@ -91,10 +90,6 @@ class Sections:
         self, leaves: Leaves, state: DeviceState, buffer: np.ndarray, *before: jax.Array
     ) -> tuple[DeviceState, Any]:
         """The new state, and what ``build_step`` says."""
-        whole = jax.device_put(buffer, self._whole)
-        headless = whole
-        if buffer.size > self._headless_words:
-            headless = jax.device_put(buffer[: self._headless_words], self._whole)
         if not before:
             assert state.sampled is not None, "what has no head is given the last tokens or hidden states"
             before = (state.sampled.last_token,)
@@ -104,7 +99,7 @@ class Sections:
         for section in self.sections:
             part = part_of(state, section.pool, section.keeps)
             mine = tuple(leaves[at] for at in section.leaves)
-            part, x = section.run(mine, part, whole if section.keeps else headless, x)
+            part, x = section.run(mine, part, buffer if section.keeps else buffer[: self._headless_words], x)
             ks += part.pool.k
             vs += part.pool.v
             state = state._replace(sampled=part.sampled) if section.keeps else state
