@@ -39,7 +39,10 @@ def ladder(shapes: Shapes, variant: Variant) -> list[Program]:
 
 
 def essential(shapes: Shapes) -> list[Program]:
-    """Ready means these: the largest of each family, into which every step fits, and the smallest decode step."""
+    """Ready means these: the largest of each family, into which every step fits, and the smallest decode step.
+
+    The mixed one comes first, as it takes longest; then those of decode steps, small ones first.
+    """
     decode = [Program(Family.DECODE, Variant.LEAN, rows) for rows in (shapes.decode_rows[0], shapes.decode_rows[-1])]
     return list(dict.fromkeys([Program(Family.MIXED, Variant.LEAN, shapes.mixed_tokens[-1]), *decode]))
 

@@ -90,8 +90,8 @@ class Sections:
         self, leaves: Leaves, state: DeviceState, buffer: np.ndarray, *before: jax.Array
     ) -> tuple[DeviceState, Any]:
         """The new state, and what ``build_step`` says."""
-        if not before:
-            assert state.sampled is not None, "what has no head is given the last tokens or hidden states"
+        if self._alone:
+            assert state.sampled is not None, "what has the head keeps what it samples"
             before = (state.sampled.last_token,)
         x: Any
         (x,) = before

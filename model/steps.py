@@ -90,7 +90,8 @@ def forward(
     where, turns = jax.lax.optimization_barrier((where, turns))
     module = model.merge(leaves)
     if before is None:
-        assert state.sampled is not None, "what has no head is given the last tokens or hidden states"
+        assert model.first, "a later stage goes on with the hidden states of the one before"
+        assert state.sampled is not None, "what has no head is given the last tokens"
         before = state.sampled.last_token
     x = embed(module.embedding[...], token_ids(batch, where, before), model.mesh) if model.first else before
     through = Backends(Backend(model, shapes).attend(program, batch, where), dispatch_on(model, where))
