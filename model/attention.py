@@ -17,7 +17,6 @@ from model.layers.attention import Attend, AttendedLayer
 from model.layers.paged_xla import WIDE_PAGES, Blocking, Pieces, Prefixes, attend_pieces, attend_rows
 from model.positions import Positions
 from model.registry import Blueprint
-from model.sharing import BLOCK_PAGES
 from model.spec import AttentionKind
 from sharding.axes import partition
 
@@ -104,12 +103,12 @@ def pad_table(table: jax.Array, multiple: int) -> jax.Array:
 
 def find_prefixes(batch: Batch, decode: int) -> Prefixes | None:
     """The groups of decode rows that share pages, and where each row's own pages begin."""
-    if batch.shared_rows is None or batch.shared_blocks is None:
+    if batch.shared_rows is None or batch.shared_pages is None:
         return None
-    pages = jnp.broadcast_to((batch.shared_blocks * BLOCK_PAGES)[:, None], batch.shared_rows.shape)
+    pages = jnp.broadcast_to(batch.shared_pages[:, None], batch.shared_rows.shape)
     # one row more takes what padding writes
     begin = jnp.zeros((decode + 1,), jnp.int32).at[batch.shared_rows].set(pages)
-    return Prefixes(batch.shared_rows, batch.shared_blocks, begin[:decode])
+    return Prefixes(batch.shared_rows, batch.shared_pages, begin[:decode])
 
 
 def locate_pieces(batch: Batch, table: jax.Array, where: Positions, decode: int) -> Pieces:

@@ -44,7 +44,7 @@ class Batch(NamedTuple):
     min_p: jax.Array
     seed: jax.Array
     shared_rows: jax.Array | None = None
-    shared_blocks: jax.Array | None = None
+    shared_pages: jax.Array | None = None
     window_table: jax.Array | None = None
     """Page table of the window group, where there is one."""
     targets: jax.Array | None = None
@@ -80,7 +80,7 @@ def layout(program: Program, shapes: Shapes) -> tuple[tuple[str, tuple[int, ...]
         *((name, (rows,)) for name in ("temperature", "top_k", "top_p", "min_p", "seed")),
     ]
     if groups:
-        fields += [("shared_rows", (groups, GROUP_ROWS)), ("shared_blocks", (groups,))]
+        fields += [("shared_rows", (groups, GROUP_ROWS)), ("shared_pages", (groups,))]
     if shapes.window:
         fields.append(("window_table", (rows, shapes.pages_per_row)))
     if program.family is Family.SCORE:

@@ -49,7 +49,7 @@ def state_shapes(model: Blueprint, shapes: Shapes, num_pages: int, window_pages:
 
     def of_layer(count: int) -> jax.Array:
         pages = (count, model.layout.num_kv_heads, shapes.page_size, spec.head_dim)
-        return planned(*stored(pages, model.dtype, model.attention), named(mesh, POOL_AXES))
+        return planned(pages, stored(model.dtype, model.attention), named(mesh, POOL_AXES))
 
     full, sliding = of_layer(num_pages), of_layer(window_pages)
     layers = tuple(sliding if shapes.window and spec.window(i) else full for i in model.layers)

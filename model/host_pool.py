@@ -1,6 +1,6 @@
 """KV pages in host memory, and the two little programs that bring them there and back.
 
-Host pages are one array ``[pages, 2 * layers, kv_heads, page_size, words]``, keys of every layer first, so that a
+Host pages are one array ``[pages, 2 * layers, kv_heads, page_size, head_dim]``, keys of every layer first, so that a
 page is one run of bytes. A copy in either direction is cut into blocks of a few fixed sizes; padding is page 0.
 
 Where the device is apart from the host, a block goes through pinned memory (``staging_memory``): only from and to there
@@ -64,7 +64,7 @@ def staging_memory(devices: Iterable[Device]) -> str | None:
 
 
 def gather_pages(state: DeviceState, pages: jax.Array) -> jax.Array:
-    """Pages int32[n] of every layer: [n, 2 * layers, kv_heads, page_size, words]."""
+    """Pages int32[n] of every layer: [n, 2 * layers, kv_heads, page_size, head_dim]."""
     return jnp.stack([layer[pages] for layer in (*state.pool.k, *state.pool.v)], axis=1)
 
 

@@ -5,6 +5,7 @@ are shared only through the prefix cache, so equal page numbers mean equal keys 
 Hydragen).
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -21,8 +22,10 @@ Empty places are computed too: 12 costs 0.92 to 0.97 of a step with 16 where 32 
 LEAST_ROWS = 8
 """Steps of fewer decode rows have no groups."""
 GROUPS_AT_ONCE = 4
-BLOCK_PAGES = 4
-"""Shared prefixes are counted in blocks of this many pages."""
+TURN_PAGES = 16
+"""Pages that groups read in one turn of their loop."""
+LEAST_PAGES = 4
+"""A shorter prefix makes no group; the loop over all rows takes about as many pages in one turn."""
 
 
 class Groups(NamedTuple):
@@ -30,8 +33,8 @@ class Groups(NamedTuple):
 
     rows: Int32
     """int32[groups, GROUP_ROWS]: rows of the step; padding is the number of decode rows."""
-    blocks: Int32
-    """int32[groups]: blocks of pages that all rows of the group begin with; 0 is padding."""
+    pages: Int32
+    """int32[groups]: how many pages all rows of the group begin with; 0 is padding."""
 
 
 def num_groups(decode_rows: int) -> int:
@@ -49,10 +52,9 @@ def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:
     groups = Groups(np.full((places, GROUP_ROWS), decode_rows, np.int32), np.zeros(places, np.int32))
     if not places or not count:
         return groups
-    # only whole blocks that were written before this step
-    blocks = step.starts[:count] // (page_size * BLOCK_PAGES)
-    found = [*shared_runs(step.page_tables[0][:count], blocks)]
-    own = blocks.copy()
+    # only whole pages that were written before this step
+    own = step.starts[:count] // page_size
+    found = [*shared_runs(step.page_tables[0][:count], own)]
     for rows, shared in found:
         own[rows] -= shared
     grouped = np.concatenate([rows for rows, _ in found]) if found else np.zeros(0, np.intp)
@@ -62,43 +64,50 @@ def find_groups(step: StepInput, decode_rows: int, page_size: int) -> Groups:
     # like beside like: those that are taken together turn as often as the longest
     for place, (rows, shared) in enumerate(sorted(found, key=lambda group: -group[1])):
         groups.rows[place, : len(rows)] = rows
-        groups.blocks[place] = shared
+        groups.pages[place] = shared
     return groups
 
 
-def shared_runs(table: Int32, blocks: Int32) -> Iterator[tuple[NDArray[np.intp], int]]:
-    """Rows with a common beginning of their page tables, and how many blocks of it."""
-    table = np.ascontiguousarray(table[:, : max(1, int(blocks.max()) * BLOCK_PAGES)])
+def shared_runs(table: Int32, written: Int32) -> Iterator[tuple[NDArray[np.intp], int]]:
+    """Rows with a common beginning of their page tables, and how many pages of it; ``written`` are each row's."""
+    table = np.ascontiguousarray(table[:, : max(1, int(written.max()))])
     order = np.argsort(table.view(np.dtype((np.void, table.shape[1] * 4))).ravel(), kind="stable")
-    table, blocks = table[order], blocks[order]
+    table, written = table[order], written[order]
     differ = table[1:] != table[:-1]
     pages = np.where(differ.any(axis=1), differ.argmax(axis=1), table.shape[1])
-    common = np.minimum(pages // BLOCK_PAGES, np.minimum(blocks[1:], blocks[:-1]))
-    for first, last, shared in runs(common.tolist()):
+    common = np.minimum(pages, np.minimum(written[1:], written[:-1]))
+    for first, last, shared in runs(np.where(common < LEAST_PAGES, 0, common).tolist()):
         yield order[first:last], shared
 
 
 def choose_level(own: Int32, least: int, decode_rows: int, places: int) -> int:
-    """Blocks that every row leaves to the common loop.
+    """Pages that every row leaves to the common loop.
 
     Args:
-      own: blocks of the rows that are in no group, longest first; those above the level become groups.
+      own: pages of the rows that are in no group, longest first; those above the level become groups.
       least: the level that rows in groups need.
       decode_rows: rows of the common loop, padding too.
       places: groups that may be added.
     """
-    best, cheapest = max(least, int(own[0])) if len(own) else least, np.inf
+    best, cheapest = least, math.inf
     for singles in range(min(places, len(own)) + 1):
-        level = max(least, int(own[singles])) if singles < len(own) else least
+        longest_left = int(own[singles]) if singles < len(own) else 0
+        level = round_up(max(least, longest_left), LEAST_PAGES)
         # GROUPS_AT_ONCE single rows turn as often as the first of them
-        cost = decode_rows * level + GROUPS_AT_ONCE * int(np.maximum(own[:singles:GROUPS_AT_ONCE] - level, 0).sum())
+        turns = sum(-(-max(0, above) // TURN_PAGES) for above in (own[:singles:GROUPS_AT_ONCE] - level).tolist())
+        cost = decode_rows * level + GROUPS_AT_ONCE * TURN_PAGES * turns
         if cost < cheapest:
             best, cheapest = level, cost
     return best
 
 
+def round_up(pages: int, unit: int) -> int:
+    """The next multiple of ``unit``."""
+    return -(-pages // unit) * unit
+
+
 def runs(common: list[int]) -> list[tuple[int, int, int]]:
-    """Runs (first, end, shared) of neighbours, where ``common[i]`` blocks are shared by entries i and i + 1.
+    """Runs (first, end, shared) of neighbours, where ``common[i]`` pages are shared by entries i and i + 1.
 
     A run grows while that saves reading: a longer run may share less.
     """

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from model.exponential import exponential
-from model.kv_pool import element_type, from_words
+from model.kv_pool import element_type, from_bits
 from model.layers.attention import neutral
-from model.sharing import BLOCK_PAGES as SHARED_PAGES
-from model.sharing import GROUPS_AT_ONCE
+from model.sharing import GROUPS_AT_ONCE, TURN_PAGES
 
 WIDE = 128
 """Queries of one cut of a long prompt piece."""
@@ -25,10 +24,10 @@ NARROW = 32
 NARROW_PAGES = 8
 NARROW_AT_ONCE = 4
 """Narrow cuts in one turn: ops on less than about 256 KB run on one thread."""
+UNROLLED = 64
+"""LLVM unrolls a loop of so many mere copies, and does not vectorise what is left of it; one of 80 it does."""
 OPEN_PAGES = 32
 """Pages in one turn of narrow cuts whose queries all see all keys: no mask, fewer and larger ops."""
-TURN_BLOCKS = 4
-"""Blocks of shared pages in one turn."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -87,14 +86,17 @@ def finish(state: Softmax) -> jax.Array:
 def gather_block(pool: jax.Array, pages: jax.Array) -> jax.Array:
     """Keys or values of ``pages`` int32[N, n] as [N, kv, n * page_size, head_dim].
 
-    The pool is viewed as [pages * kv, page_size, words], so that the gather lands in the order that the product reads;
-    gathering [pages, kv, ...] and transposing cost 24 of 61 ms a step at 32 rows.
+    The pool is viewed as [pages * kv, page_size * head_dim], so that the gather lands in the order that the product
+    reads; gathering [pages, kv, ...] and transposing cost 24 of 61 ms a step at 32 rows.
     """
-    count, kv, page_size, words = pool.shape
+    count, kv, page_size, head_dim = pool.shape
     index = pages[:, None, :] * kv + jnp.arange(kv, dtype=jnp.int32)[None, :, None]
-    taken = pool.reshape(count * kv, page_size * words).at[index.reshape(-1)].get(mode="promise_in_bounds")
-    # shape: [N * kv * n, page_size * words] -> [N, kv, n * page_size, words]
-    return from_words(taken.reshape(*index.shape[:2], index.shape[2] * page_size, words))
+    taken = pool.reshape(count * kv, page_size * head_dim).at[index.reshape(-1)].get(mode="promise_in_bounds")
+    if pool.dtype == jnp.uint16 and head_dim <= UNROLLED:
+        # changes nothing, but keeps the loop: 87 us for 32 rows with 64 keys instead of 137
+        taken |= (pages[0, 0] < 0).astype(jnp.uint16)
+    # shape: [N * kv * n, page_size * head_dim] -> [N, kv, n * page_size, head_dim]
+    return from_bits(taken).reshape(*index.shape[:2], index.shape[2] * page_size, head_dim)
 
 
 class Prefixes(NamedTuple):
@@ -102,8 +104,8 @@ class Prefixes(NamedTuple):
 
     rows: jax.Array
     """int32[groups, members]; padding is the number of rows."""
-    blocks: jax.Array
-    """int32[groups]: shared blocks of SHARED_PAGES pages."""
+    pages: jax.Array
+    """int32[groups]: how many pages each group shares."""
     begin: jax.Array
     """int32[R]: first page that a row does not share."""
 
@@ -115,16 +117,15 @@ def attend_prefixes(
     rows, heads, head_dim = q.shape
     kv = pool_k.shape[1]
     group, members = heads // kv, prefixes.rows.shape[1]
-    turn_pages = TURN_BLOCKS * SHARED_PAGES
-    span = turn_pages * page_size
-    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % turn_pages)))
+    span = TURN_PAGES * page_size
+    table = jnp.pad(table, ((0, 0), (0, -table.shape[1] % TURN_PAGES)))
     # one row more takes what padding writes
     padded = jnp.pad(q, ((0, 1), (0, 0), (0, 0)))
 
     def some_groups(turn: jax.Array, state: Softmax) -> Softmax:
         at = turn * GROUPS_AT_ONCE
         chosen = jax.lax.dynamic_slice_in_dim(prefixes.rows, at, GROUPS_AT_ONCE)
-        blocks = jax.lax.dynamic_slice_in_dim(prefixes.blocks, at, GROUPS_AT_ONCE)
+        shared = jax.lax.dynamic_slice_in_dim(prefixes.pages, at, GROUPS_AT_ONCE)
         # shape: [groups, members, kv, group, head_dim] -> [groups, kv, members * group, head_dim]
         queries = padded[chosen].reshape(GROUPS_AT_ONCE, members, kv, group, head_dim)
         queries = queries.transpose(0, 2, 1, 3, 4).reshape(GROUPS_AT_ONCE, kv, members * group, head_dim)
@@ -132,14 +133,14 @@ def attend_prefixes(
         leader = table[jnp.minimum(chosen[:, 0], rows - 1)]
 
         def one_block(block: jax.Array, sums: Softmax) -> Softmax:
-            pages = jax.lax.dynamic_slice_in_dim(leader, block * turn_pages, turn_pages, axis=1)
+            pages = jax.lax.dynamic_slice_in_dim(leader, block * TURN_PAGES, TURN_PAGES, axis=1)
             keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
             position = block * span + jnp.arange(span, dtype=jnp.int32)
-            seen = position[None, :] < (blocks * SHARED_PAGES * page_size)[:, None]
+            seen = position[None, :] < (shared * page_size)[:, None]
             return fold(sums, masked_scores(queries, keys, seen), values)
 
         sums = start(GROUPS_AT_ONCE, kv, members * group, head_dim)
-        sums = jax.lax.fori_loop(0, (jnp.max(blocks) + TURN_BLOCKS - 1) // TURN_BLOCKS, one_block, sums)
+        sums = jax.lax.fori_loop(0, (jnp.max(shared) + TURN_PAGES - 1) // TURN_PAGES, one_block, sums)
 
         def by_row(x: jax.Array) -> jax.Array:
             # shape: [groups, kv, members * group, ...] -> [groups * members, kv, group, ...]
@@ -148,7 +149,7 @@ def attend_prefixes(
 
         return Softmax(*(old.at[chosen.reshape(-1)].set(by_row(new)) for old, new in zip(state, sums, strict=True)))
 
-    used = jnp.sum(prefixes.blocks > 0)
+    used = jnp.sum(prefixes.pages > 0)
     turns = (used + GROUPS_AT_ONCE - 1) // GROUPS_AT_ONCE
     state = jax.lax.fori_loop(0, turns, some_groups, start(rows + 1, kv, group, head_dim))
     return Softmax(*(x[:rows] for x in state))
@@ -175,9 +176,8 @@ def attend_rows(
     """
     assert prefixes is None or not blocking.window, "a window does not begin with the shared pages"
     rows, heads, head_dim = q.shape
-    kv, page_size, pages_a_turn = pool_k.shape[1], blocking.page_size, blocking.block_pages
-    span = pages_a_turn * page_size
-    # once for both loops: without the barrier XLA rotates the queries in each again
+    kv, page_size = pool_k.shape[1], blocking.page_size
+    # once for all loops: without the barrier XLA rotates the queries in each again
     q = jax.lax.optimization_barrier(q.astype(element_type(pool_k.dtype)))
     # shape: [R, kv, heads / kv, head_dim]
     grouped = q.reshape(rows, kv, heads // kv, head_dim)
@@ -188,16 +188,24 @@ def attend_rows(
     if prefixes is not None:
         state = attend_prefixes(q, pool_k, pool_v, table, prefixes, page_size)
 
-    def turn(block: jax.Array, state: Softmax) -> Softmax:
-        at = begin[:, None] + block * pages_a_turn + jnp.arange(pages_a_turn, dtype=jnp.int32)[None, :]
+    def turn(first: jax.Array, pages_a_turn: int, state: Softmax) -> Softmax:
+        at = begin[:, None] + first + jnp.arange(pages_a_turn, dtype=jnp.int32)[None, :]
         pages = jnp.take_along_axis(table, at, axis=1, mode="clip")
         keys, values = gather_block(pool_k, pages), gather_block(pool_v, pages)
-        position = (begin * page_size + block * span)[:, None] + jnp.arange(span, dtype=jnp.int32)[None, :]
+        offset = jnp.arange(pages_a_turn * page_size, dtype=jnp.int32)
+        position = ((begin + first) * page_size)[:, None] + offset[None, :]
         seen = (position >= oldest[:, None]) & (position < length[:, None])
         return fold(state, masked_scores(grouped, keys, seen), values)
 
-    turns = (jnp.max(length - begin * page_size) + span - 1) // span
-    return finish(jax.lax.fori_loop(0, turns, turn, state)).reshape(rows, heads, head_dim)
+    whole = blocking.block_pages
+    unit = whole if whole % 2 else whole // 2
+    units = (jnp.max(length - begin * page_size) + unit * page_size - 1) // (unit * page_size)
+    turns = units * unit // whole
+    state = jax.lax.fori_loop(0, turns, lambda i, state: turn(i * whole, whole, state), state)
+    if unit < whole:
+        # what half a turn is enough for
+        state = jax.lax.fori_loop(turns * 2, units, lambda i, state: turn(i * unit, unit, state), state)
+    return finish(state).reshape(rows, heads, head_dim)
 
 
 class Tiles(NamedTuple):

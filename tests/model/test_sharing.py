@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.interface import StepInput
-from model.sharing import BLOCK_PAGES, GROUP_ROWS, choose_level, find_groups, num_groups, runs
+from model.sharing import GROUP_ROWS, LEAST_PAGES, TURN_PAGES, choose_level, find_groups, num_groups, runs
 from tests.model.harness import Row, decode, tiny_shapes
 
 PAGE_SIZE = 4
@@ -36,59 +36,80 @@ def steps(draw: st.DrawFn) -> StepInput:
     return step_of(tables, starts)
 
 
-def common_turns(step: StepInput) -> np.ndarray:
-    """Blocks that each row leaves to the loop over all rows."""
-    left = step.starts[: step.num_decode] // (PAGE_SIZE * BLOCK_PAGES)
-    for rows, blocks in zip(*find_groups(step, ROWS, PAGE_SIZE), strict=True):
-        left[rows[rows < ROWS]] -= blocks
+def common_pages(step: StepInput) -> np.ndarray:
+    """Whole pages that each row leaves to the loop over all rows."""
+    left = step.starts[: step.num_decode] // PAGE_SIZE
+    for rows, pages in zip(*find_groups(step, ROWS, PAGE_SIZE), strict=True):
+        left[rows[rows < ROWS]] -= pages
     return left
+
+
+def groups_of(step: StepInput) -> list[tuple[int, int]]:
+    """(rows, shared pages) of every group, sorted."""
+    groups = find_groups(step, ROWS, PAGE_SIZE)
+    return sorted((int((rows < ROWS).sum()), int(pages)) for rows, pages in zip(*groups, strict=True) if pages)
 
 
 def test_a_row_much_longer_than_the_rest_does_not_make_them_wait() -> None:
     fresh = iter(range(1, 1000))
     lengths = [4] * 10 + [30, 28]
     step = step_of([[next(fresh) for _ in range(length)] for length in lengths], [4 * n - 1 for n in lengths])
-    assert common_turns(step).max() == 0
+    assert common_pages(step).max() <= LEAST_PAGES
     few = step_of([[next(fresh) for _ in range(30)] for _ in range(3)], [119] * 3)
-    assert common_turns(few).max() == 0
+    assert common_pages(few).max() == 0
     even = step_of([[next(fresh) for _ in range(20)] for _ in range(ROWS)], [79] * ROWS)
-    assert not find_groups(even, ROWS, PAGE_SIZE).blocks.any()
+    assert not find_groups(even, ROWS, PAGE_SIZE).pages.any()
 
 
-@given(st.lists(st.integers(0, 20), max_size=16), st.integers(0, 5), st.integers(0, 8))
+@given(st.lists(st.integers(0, 64), max_size=16), st.integers(0, 20), st.integers(0, 8))
 def test_the_chosen_level_costs_least(own: list[int], least: int, places: int) -> None:
     longest = np.array(sorted(own, reverse=True), np.int32)
     level = choose_level(longest, least, 16, places)
 
     def cost(level: int) -> int:
         above = [n - level for n in longest.tolist() if n > level]
-        return 16 * level + 4 * sum(above[::4])
+        return 16 * level + 4 * sum(-(-n // TURN_PAGES) * TURN_PAGES for n in above[::4])
 
-    possible = [n for n in {least, *own} if n >= least and sum(longest > n) <= places]
-    assert level in possible or not own
+    top = max([least, *own]) + LEAST_PAGES
+    possible = [n for n in range(0, top + 1, LEAST_PAGES) if n >= least and sum(longest > n) <= places]
+    assert level in possible
     assert all(cost(level) <= cost(other) for other in possible)
 
 
 @given(steps())
-def test_groups_share_written_blocks_and_no_row_is_in_two(step: StepInput) -> None:
+def test_groups_share_written_pages_and_no_row_is_in_two(step: StepInput) -> None:
     groups = find_groups(step, ROWS, PAGE_SIZE)
     members = groups.rows[groups.rows < ROWS]
     assert len(set(members.tolist())) == members.size
-    for rows, blocks in zip(groups.rows, groups.blocks, strict=True):
+    for rows, pages in zip(groups.rows, groups.pages, strict=True):
         real = rows[rows < ROWS]
-        assert (blocks > 0) == (real.size > 0)
-        if blocks:
-            shared = step.page_tables[0][real, : blocks * BLOCK_PAGES]
-            assert (shared == shared[0]).all()
-            assert (step.starts[real] >= blocks * BLOCK_PAGES * PAGE_SIZE).all()
+        assert (pages > 0) == (real.size > 0)
+        assert real.size < 2 or pages >= LEAST_PAGES
+        shared = step.page_tables[0][real, :pages]
+        assert (shared == shared[:1]).all()
+        assert (step.starts[real] >= pages * PAGE_SIZE).all()
 
 
 def test_rows_behind_one_prefix_are_grouped_as_far_as_it_reaches() -> None:
     prefix, other = list(range(1, 10)), list(range(50, 59))
     tables = [[*prefix, 20 + i] for i in range(GROUP_ROWS + 2)] + [[*other, 70 + i] for i in range(3)] + [[99]]
-    groups = find_groups(step_of(tables, [36] * (GROUP_ROWS + 5) + [2]), ROWS, PAGE_SIZE)
-    sizes = sorted((int((rows < ROWS).sum()), int(blocks)) for rows, blocks in zip(*groups, strict=True) if blocks)
-    assert sizes == [(2, 2), (3, 2), (GROUP_ROWS, 2)]
+    assert groups_of(step_of(tables, [36] * (GROUP_ROWS + 5) + [2])) == [(2, 9), (3, 9), (GROUP_ROWS, 9)]
+
+
+def test_a_row_whose_prefix_ends_a_page_earlier_stays_with_the_others() -> None:
+    """Where a prompt goes on, its first token may melt into the last one of the prefix."""
+    prefix = list(range(1, 20))
+    for before, after in ((9, 0), (0, 9), (4, 5)):
+        tables = [[*prefix, 20 + i] for i in range(before)] + [[*prefix[:18], 90, 91]]
+        tables += [[*prefix, 40 + i] for i in range(after)]
+        step = step_of(tables, [79] * 10)
+        assert groups_of(step) == [(10, 18)]
+        assert common_pages(step).max() == 1
+
+
+def test_a_prefix_of_a_page_or_two_makes_no_group() -> None:
+    tables = [[*range(1, LEAST_PAGES), 20 + i, 60 + i] for i in range(12)]
+    assert groups_of(step_of(tables, [4 * LEAST_PAGES + 3] * 12)) == []
 
 
 def test_a_run_gives_up_length_only_where_that_saves_reading() -> None:
