@@ -5,7 +5,6 @@ are shared only through the prefix cache, so equal page numbers mean equal keys 
 Hydragen).
 """
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -89,21 +88,14 @@ def choose_level(own: Int32, least: int, decode_rows: int, places: int) -> int:
       decode_rows: rows of the common loop, padding too.
       places: groups that may be added.
     """
-    best, cheapest = least, math.inf
-    for singles in range(min(places, len(own)) + 1):
-        longest_left = int(own[singles]) if singles < len(own) else 0
-        level = round_up(max(least, longest_left), LEAST_PAGES)
-        # GROUPS_AT_ONCE single rows turn as often as the first of them
-        turns = sum(-(-max(0, above) // TURN_PAGES) for above in (own[:singles:GROUPS_AT_ONCE] - level).tolist())
-        cost = decode_rows * level + GROUPS_AT_ONCE * TURN_PAGES * turns
-        if cost < cheapest:
-            best, cheapest = level, cost
-    return best
-
-
-def round_up(pages: int, unit: int) -> int:
-    """The next multiple of ``unit``."""
-    return -(-pages // unit) * unit
+    first, last = (-(-pages // LEAST_PAGES) * LEAST_PAGES for pages in (max(least, int(own.max(initial=0))), least))
+    levels = np.arange(first, last - 1, -LEAST_PAGES)
+    # GROUPS_AT_ONCE single rows turn as often as the first of them
+    above = np.maximum(own[::GROUPS_AT_ONCE] - levels[:, None], 0)
+    turns = np.sum((above + TURN_PAGES - 1) // TURN_PAGES, axis=1)
+    cost = decode_rows * levels + GROUPS_AT_ONCE * TURN_PAGES * turns
+    singles = len(own) - np.searchsorted(own[::-1], levels, side="right")
+    return int(levels[np.argmin(np.where(singles <= places, cost, np.iinfo(np.int64).max))])
 
 
 def runs(common: list[int]) -> list[tuple[int, int, int]]:

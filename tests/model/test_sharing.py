@@ -1,19 +1,42 @@
-"""Which decode rows are grouped over a shared prefix."""
+"""Which decode rows are grouped over a shared prefix, and what a group reads."""
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from model.interface import StepInput
-from model.sharing import GROUP_ROWS, LEAST_PAGES, TURN_PAGES, choose_level, find_groups, num_groups, runs
+from model.layers.paged_xla import Blocking, Prefixes, attend_rows
+from model.sharing import (
+    GROUP_ROWS,
+    GROUPS_AT_ONCE,
+    LEAST_PAGES,
+    TURN_PAGES,
+    choose_level,
+    find_groups,
+    num_groups,
+    runs,
+)
 from tests.model.harness import Row, decode, tiny_shapes
 
 PAGE_SIZE = 4
 ROWS = 24
 """More than one group takes."""
 SHAPES = dataclasses.replace(tiny_shapes(64), decode_rows=(2, ROWS), max_rows=ROWS)
+
+
+POOL_PAGES = 50
+
+
+@jax.jit
+def attended(table: jax.Array, length: jax.Array, prefixes: Prefixes | None) -> jax.Array:
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.normal(0, 0.5, (ROWS, 4, 8)), jnp.float32)
+    keys, values = jnp.asarray(rng.normal(size=(2, POOL_PAGES, 2, PAGE_SIZE, 8)), jnp.float32)
+    return attend_rows(q, keys, values, table, length, prefixes, Blocking(PAGE_SIZE, 4, 8))
 
 
 def step_of(tables: list[list[int]], starts: list[int]) -> StepInput:
@@ -61,6 +84,7 @@ def test_a_row_much_longer_than_the_rest_does_not_make_them_wait() -> None:
     assert not find_groups(even, ROWS, PAGE_SIZE).pages.any()
 
 
+@example([45, 29, 29, 29, 29, 9], 0, 5)
 @given(st.lists(st.integers(0, 64), max_size=16), st.integers(0, 20), st.integers(0, 8))
 def test_the_chosen_level_costs_least(own: list[int], least: int, places: int) -> None:
     longest = np.array(sorted(own, reverse=True), np.int32)
@@ -121,3 +145,24 @@ def test_a_run_gives_up_length_only_where_that_saves_reading() -> None:
 @given(st.integers(1, 300))
 def test_there_are_places_for_every_possible_group(rows: int) -> None:
     assert num_groups(rows) == 0 or num_groups(rows) * 2 >= rows
+
+
+@settings(max_examples=20)
+@given(st.data())
+def test_pages_read_once_for_a_group_give_what_every_row_reads_for_itself(data: st.DataObject) -> None:
+    """Whole pages of any number, more groups than one turn takes, rows in no group."""
+    groups, members, width = 2 * GROUPS_AT_ONCE, 3, 2 * TURN_PAGES
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    table = rng.integers(0, POOL_PAGES, (ROWS, width)).astype(np.int32)
+    chosen, shared = np.full((groups, members), ROWS, np.int32), np.zeros(groups, np.int32)
+    begin, free = np.zeros(ROWS, np.int32), [*rng.permutation(ROWS)]
+    for group in range(data.draw(st.integers(1, groups))):
+        shared[group] = data.draw(st.integers(1, width - 1))
+        rows = [free.pop() for _ in range(data.draw(st.integers(1, members)))]
+        chosen[group, : len(rows)] = rows
+        table[rows, : shared[group]] = table[rows[0], : shared[group]]
+        begin[rows] = shared[group]
+    length = rng.integers(begin * PAGE_SIZE + 1, width * PAGE_SIZE + 1).astype(np.int32)
+    prefixes = Prefixes(jnp.asarray(chosen), jnp.asarray(shared), jnp.asarray(begin))
+    alike = attended(jnp.asarray(table), jnp.asarray(length), None)
+    assert np.abs(np.asarray(attended(jnp.asarray(table), jnp.asarray(length), prefixes) - alike)).max() < 2e-5
